@@ -1,23 +1,24 @@
 """Every causal architecture of transformers at tiny random size: which of this package's claims hold for it, and why not.
 
-    python benchmarks/architectures.py              all, about ten minutes on one core; writes architectures.json beside this file
+    python benchmarks/architectures.py              all, a few minutes on one core; writes architectures.json beside this file
     python benchmarks/architectures.py llama bloom  only these, nothing is written
 
 Each architecture runs in a process of its own with 6 GB and 60 seconds. An architecture holds when
-  - its anatomy is found, in every attention layer that its config speaks of,
+  - its anatomy is found,
   - closing a head's gate is the same as zeroing its slice of the output projection (1e-5), for every head of every layer, and the next head's slice is not,
-  - the instrument changes no bit of its logits at gate 1: plain, left-padded, cached,
-  - instrumented, with one gate half open, its causality and cache gaps are no larger than its own.
+  - the instrument changes no bit of its logits at gate 1: plain, left-padded, token by token from a cache; with sdpa and with eager attention,
+  - instrumented, with one gate half open, its causality and cache gaps are no larger than its own,
+  - recorded entropies are those of eager attention weights, where the model gives them.
 The gaps of the bare model are measured too, so that its own behaviour is not blamed on the instrument.
 """
-import json, os, signal, sys, time, warnings
+import json, os, signal, sys, time, traceback, warnings
 from pathlib import Path
 
 import torch, transformers
 from transformers.utils import logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from plasticity_nb.anatomy import Anatomy
+from plasticity_nb.anatomy import Anatomy, Trace
 from plasticity_nb.attention import cache_gap, causality_gap, gate_against_slice, instrument
 from plasticity_nb.errors import PlasticityError
 from plasticity_nb.zoo import tiny_random
@@ -67,23 +68,33 @@ def entropy_gap(model):
     return max((r[0]-torch.special.entr(w.double()).sum(-1)).abs().max().item() for r, w in zip(rec.tokens, weights))
 
 
+def same_bits(bare, now):
+    "Whether logits are equal, or there are none for the same reason; one answer for each of `runs`."
+    return [a == b if isinstance(a, str) or isinstance(b, str) else torch.equal(a, b) for a, b in zip(bare, now)]
+
+
 def examine(kind):
     "All measurements of one architecture."
-    model = tiny_random(kind)
+    try: model = tiny_random(kind)
+    except PlasticityError: raise
+    except Exception as e: raise PlasticityError(f'{kind} cannot be built here at tiny size ({sentence(e)})') from e
     own, bare = gaps(model), runs(model)
-    found = Anatomy(model)
+    row = dict(model=type(model).__name__, interface=any(e['kind'] == 'attention' for e in Trace(model).run().events))
+    try: found = Anatomy(model)
+    except PlasticityError as e: return row | dict(refused=sentence(e))
     each = lambda values: '/'.join(str(v) for v in dict.fromkeys(values))
-    row = dict(layers=found.n_layers, heads=each(found.heads), kv_heads=each(found.kv_heads), interface=all(l.interface for l in found.layers),
-               gate_at=each(l.gate_at for l in found.layers), neurons=sum(l.mlp is not None for l in found.layers))
+    row |= dict(layers=found.n_layers, heads=each(found.heads), kv_heads=each(found.kv_heads), interface=all(l.interface for l in found.layers),
+                gate_at=each(l.gate_at for l in found.layers), mlps=sum(l.mlp is not None for l in found.layers))
     row['gate_minus_slice'], row['wrong_head'] = gate_against_slice(model, IDS)
     with instrument(model) as inst:
-        now = runs(model)
-        row['same_bits'] = [isinstance(a, str) or torch.equal(a, b) for a, b in zip(bare, now)]
+        row['same_bits'] = same_bits(bare, runs(model))
         inst.gates[0, 1 % found.heads[0]] = 0.5
         row['gaps'] = gaps(model)
-    row['own_gaps'] = own
-    row['untouched'] = all(isinstance(a, str) or torch.equal(a, b) for a, b in zip(bare, runs(model)))
+    row['own_gaps'], row['untouched'] = own, all(same_bits(bare, runs(model)))
     row['entropy'] = attempt(entropy_gap, model)
+    if model.config._attn_implementation == 'eager' and row['interface']:
+        bare = runs(model)
+        with instrument(model): row['same_bits_eager'] = same_bits(bare, runs(model))
     return row
 
 
@@ -92,13 +103,14 @@ def judge(row):
     if 'refused' in row: return [row['refused']]
     why = []
     if not row['gate_minus_slice'] <= TOLERANCE: why.append(f"gate and slice differ by {row['gate_minus_slice']:.1e}")
-    if not row['wrong_head'] > 3*row['gate_minus_slice']: why.append(f"the wrong head's slice does as well ({row['wrong_head']:.1e})")
-    why += [f'logits change at gate 1 ({how})' for how, same in zip(('plain', 'left-padded', 'cached'), row['same_bits']) if not same]
+    if not row['wrong_head']: why.append(f"{row['model']} has heads that change no logit (they act on something else), so that nothing can be said about them")
+    elif not row['wrong_head'] > 3*row['gate_minus_slice']: why.append(f"the wrong head's slice does as well ({row['wrong_head']:.1e})")
+    for base in ('', '_eager'): why += [f'logits change at gate 1 ({how}{base.replace("_", ", ")})' for how, same in zip(('plain', 'left-padded', 'cached'), row.get('same_bits'+base, [])) if not same]
     if not row['untouched']: why.append('logits change after the instrument is taken off')
     for what, gap in row['gaps'].items():
         own = row['own_gaps'][what]
         if isinstance(own, str) != isinstance(gap, str) or not isinstance(gap, str) and not gap <= max(TOLERANCE, 2*own): why.append(f'{what} gap {gap}, bare {own}')
-    if isinstance(row['entropy'], float) and not row['entropy'] <= 5e-5: why.append(f"entropy differs from eager weights by {row['entropy']:.1e} nats")
+    if not isinstance(row['entropy'], str) and not row['entropy'] <= 5e-5: why.append(f"entropy differs from eager weights by {row['entropy']:.1e} nats")
     return why
 
 
@@ -119,16 +131,21 @@ def isolated(kind):
         resource.setrlimit(resource.RLIMIT_AS, (GIGABYTES << 30,)*2)
         signal.alarm(SECONDS)
         try: row = examine(kind)
-        except PlasticityError as e: row = dict(refused=sentence(e))
         except Exception as e:
-            if os.environ.get('TRACEBACK'): import traceback; traceback.print_exc()
-            row = dict(refused=sentence(e), unexpected=True)
+            if not isinstance(e, PlasticityError): traceback.print_exc()
+            row = dict(refused=sentence(e))
         with os.fdopen(w, 'w') as f: json.dump(row, f)
         os._exit(0)
     os.close(w)
     with os.fdopen(r) as f: out = f.read()
     os.waitpid(pid, 0)
-    return json.loads(out) if out else dict(refused=f'it needs more than {SECONDS} s or {GIGABYTES} GB', unexpected=True)
+    return json.loads(out) if out else dict(refused=f'it needs more than {SECONDS} s or {GIGABYTES} GB')
+
+
+def short(x):
+    "Numbers with one digit, all the way down."
+    if isinstance(x, dict): return {k: short(v) for k, v in x.items()}
+    return float(f'{x:.0e}') if isinstance(x, float) else x
 
 
 def number(x): return '-' if isinstance(x, str) else f'{x:.0e}' if x else '0'
@@ -138,7 +155,7 @@ def line(kind, row):
     if 'refused' in row: return f"{kind:24} refused: {row['refused']}"
     g = row['gaps']
     return (f"{kind:24} {row['layers']:2} {row['heads']:>5} {row['kv_heads']:>5} {'interface' if row['interface'] else 'own code':9} {row['gate_at']:10} {number(row['gate_minus_slice']):>6} "
-            f"{number(row['wrong_head']):>6} {'yes' if all(row['same_bits']) else 'NO':4} {number(g['causality']):>6} {number(g['padded']):>6} {number(g['cache']):>6} {number(row['entropy']):>6}  {'; '.join(row['fails']) or 'holds'}")
+            f"{number(row['wrong_head']):>6} {'yes' if all(row['same_bits']+row.get('same_bits_eager', [])) else 'NO':4} {number(g['causality']):>6} {number(g['padded']):>6} {number(g['cache']):>6} {number(row['entropy']):>6}  {'; '.join(row['fails']) or 'holds'}")
 
 
 def main(kinds):
@@ -153,16 +170,22 @@ def main(kinds):
         print(line(kind, row), flush=True)
     hold = [k for k in kinds if not rows[k]['fails']]
     on = [k for k in kinds if rows[k].get('interface')]
-    print(f"\n{len(hold)} of {len(kinds)} hold; {len(on)} of them found on the attention interface, of which {sum(k in hold for k in on)} hold; "
-          f"{sum(isinstance(rows[k].get('entropy'), float) for k in kinds)} compared in entropy with eager weights; {time.time()-start:.0f} s")
+    heard = [k for k in kinds if isinstance(rows[k].get('entropy'), float)]
+    print(f"\n{len(hold)} of {len(kinds)} hold. {len(on)} call the attention interface; {sum(k in hold for k in on)} of these hold, and {len(heard)} give their entropy, compared with eager weights. {time.time()-start:.0f} s")
+    print('\nDo not hold:')
     for k in kinds:
         for why in rows[k]['fails']: print(f'  {k}: {why}')
-    print('\nThe bare model itself:')
+    print('\nHold, but their entropy was not compared:')
+    for k in hold:
+        if rows[k]['interface'] and k not in heard: print(f"  {k}: {rows[k]['entropy']}")
+    print('\nWhat the bare model itself does:')
     for k in kinds:
         if rows[k]['own']: print(f"  {k}: {'; '.join(rows[k]['own'])}")
     if every:
-        facts = dict(transformers=transformers.__version__, torch=torch.__version__.split('+')[0], of=len(kinds), hold=len(hold), interface=len(on), architectures=rows)
-        Path(__file__).with_suffix('.json').write_text(json.dumps(facts, indent=None).replace('}, "', '},\n"') + '\n')
+        facts = dict(transformers=transformers.__version__, torch=torch.__version__.split('+')[0], of=len(kinds), hold=len(hold), interface=len(on), interface_hold=sum(k in hold for k in on), entropy=len(heard))
+        lines = ',\n'.join(f'{json.dumps(k)}: {json.dumps(short(rows[k]))}' for k in kinds)
+        Path(__file__).with_suffix('.json').write_text(f'{json.dumps(facts)[:-1]}, "architectures": {{\n{lines}}}}}\n')
+
 
 
 if __name__ == '__main__': main(sys.argv[1:])

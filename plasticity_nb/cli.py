@@ -47,9 +47,9 @@ def plasticity_run(
     max_cycles:int=3, # cycles of prune, measure, grow, learn
     initial_pruning_level:float=0.2, # share of the open heads that a cycle closes
     initial_growth_ratio:float=0.3, # share of the closed heads that may come back
-    steps:int=40, # training steps per cycle
+    steps:int=30, # training steps per cycle
     batch_size:int=4, # texts per step
-    block_len:int=256, # tokens per text
+    block_len:int=128, # tokens per text
     learning_rate:float=1e-4, # of AdamW
     eval_blocks:int=48, # held-out texts that are measured
     seed:int=0, # order of the texts, random heads

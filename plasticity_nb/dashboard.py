@@ -18,7 +18,7 @@ from .errors import PlasticityError
 from .look import DRAW_JS, LINES, PAGE, SIGNED_SCALE, STATES, common_scale, css_variables, figure_html, head_map, template
 from .runs import Run
 
-# %% ../nbs/08_dashboard.ipynb #ba0a0d0a
+# %% ../nbs/08_dashboard.ipynb #70741423
 def measure(
     m:dict,               # a measurement of results.json, or None
     key:str='perplexity'  # which number of it
@@ -28,7 +28,7 @@ def measure(
     if isinstance(v, dict): v = v.get('score')
     return v if isinstance(v, (int, float)) and math.isfinite(v) else None
 
-# %% ../nbs/08_dashboard.ipynb #afe37bd0
+# %% ../nbs/08_dashboard.ipynb #d0592677
 PHASES = dict(prune='pruned', grow='revived', learn='alive') # phase -> the state whose sign it carries
 
 def timeline(
@@ -41,7 +41,7 @@ def timeline(
         points += [(3*i+j, f'cycle {c["cycle"]}, after {p}', p, measure(c['phases'].get(p), key)) for j, p in enumerate(PHASES, 1)]
     return points
 
-# %% ../nbs/08_dashboard.ipynb #d0592677
+# %% ../nbs/08_dashboard.ipynb #4e674048
 def control(
     results:dict,        # results.json
     which:str,           # 'dense' or 'random'
@@ -53,7 +53,7 @@ def control(
     points = [p for p in points if p[2] is not None]
     return [(0, 'before the run', measure(results.get('baseline'), key)), *points] if points else []
 
-# %% ../nbs/08_dashboard.ipynb #5634a52e
+# %% ../nbs/08_dashboard.ipynb #27c21f0f
 def _control_trace(points, which):
     "One control as a line; `which` is a name in `LINES`."
     line = LINES[which]
@@ -61,7 +61,7 @@ def _control_trace(points, which):
         line=dict(color=line.color, dash=line.dash, width=2), marker=dict(symbol=line.symbol, size=7, color=line.color),
         hovertemplate='%{text}<br>%{y:.4g}<extra></extra>')
 
-# %% ../nbs/08_dashboard.ipynb #27c21f0f
+# %% ../nbs/08_dashboard.ipynb #a1974276
 def _run_trace(points, shape='linear'):
     "The run as a line; each marker is the sign of its phase."
     states, line = [STATES[PHASES[p[2]]] for p in points], LINES['run']
@@ -69,14 +69,14 @@ def _run_trace(points, shape='linear'):
         line=dict(color=line.color, width=2.5, shape=shape), hovertemplate='%{text}<br>%{y:.4g}<extra></extra>',
         marker=dict(symbol=[s.symbol for s in states], color=[s.color for s in states], size=10, line=dict(width=1, color=PAGE['paper'][0])))
 
-# %% ../nbs/08_dashboard.ipynb #a1974276
+# %% ../nbs/08_dashboard.ipynb #78edc93b
 SIGNS = ' · '.join(f'<span style="color:{STATES[s].color}">{STATES[s].sign}</span> after {p}' for p, s in PHASES.items())
 
 def _title(text, subtitle):
     "A figure's title with a quieter line below it."
     return dict(text=text, x=0, xref='paper', y=1, yref='container', yanchor='top', pad_t=12, font_size=15, font_weight=600, subtitle=dict(text=subtitle, font=dict(size=12, color=PAGE['muted'][0])))
 
-# %% ../nbs/08_dashboard.ipynb #78edc93b
+# %% ../nbs/08_dashboard.ipynb #3ad75e33
 def _cycle_axis(fig, results, title, subtitle):
     "Lay out a figure whose x axis is the phases: one labelled stretch per cycle."
     n = len(results['cycles'])
@@ -86,7 +86,7 @@ def _cycle_axis(fig, results, title, subtitle):
         xaxis=dict(tickvals=[3*i+1.5 for i in range(0, n, step)], ticktext=[str(results['cycles'][i]['cycle']) for i in range(0, n, step)], title='cycle',
                    showgrid=False, zeroline=False, range=[-.3, 3*max(n, 1)+.3]))
 
-# %% ../nbs/08_dashboard.ipynb #d2b71ab6
+# %% ../nbs/08_dashboard.ipynb #f46163b8
 def perplexity_figure(
     results:dict # results.json
 )->go.Figure:    # the run, the dense and the random control, and the start as a level
@@ -100,7 +100,7 @@ def perplexity_figure(
     if log: fig.update_yaxes(nticks=6, minor_showgrid=False)
     return _cycle_axis(fig, results, 'Perplexity of held-out text', SIGNS)
 
-# %% ../nbs/08_dashboard.ipynb #9a537a5e
+# %% ../nbs/08_dashboard.ipynb #812a14c3
 def heads_figure(
     results:dict # results.json
 )->go.Figure:    # a step line from 0 to all heads
@@ -112,7 +112,7 @@ def heads_figure(
     fig.update_yaxes(title='open heads', range=[0, total*1.12 + 1], zeroline=False)
     return _cycle_axis(fig, results, 'Heads', SIGNS)
 
-# %% ../nbs/08_dashboard.ipynb #3b1757d6
+# %% ../nbs/08_dashboard.ipynb #5b71352c
 def running_mean(
     v:list,  # numbers
     width:int # how many neighbours are averaged
@@ -121,13 +121,13 @@ def running_mean(
     half = width//2
     return [sum(w := v[max(0, i-half):i+half+1])/len(w) for i in range(len(v))]
 
-# %% ../nbs/08_dashboard.ipynb #ebc2f2ff
+# %% ../nbs/08_dashboard.ipynb #88a22b16
 def _thin(v, most=600):
     "At most `most` numbers: means of equally many steps each, as (step, mean) pairs."
     k = max(1, math.ceil(len(v)/most))
     return [(i + (len(p)-1)/2, sum(p)/len(p)) for i in range(0, len(v), k) for p in [[x for x in v[i:i+k] if x is not None]] if p]
 
-# %% ../nbs/08_dashboard.ipynb #aadfae09
+# %% ../nbs/08_dashboard.ipynb #861c95a0
 def loss_figure(
     results:dict # results.json
 )->go.Figure:    # run, dense and random; one stretch per cycle
@@ -146,7 +146,7 @@ def loss_figure(
     return fig.update_layout(template=template(), height=380, xaxis=dict(title='training step', showgrid=False), yaxis_title='loss, nats per token',
         title=_title('Training loss', 'running mean; dotted lines part the cycles'), legend_traceorder='reversed')
 
-# %% ../nbs/08_dashboard.ipynb #4c1f9977
+# %% ../nbs/08_dashboard.ipynb #98c93bc9
 MAPS = dict( # key in results.json -> (name, colour scale; None is closed to alive)
     gates=('gate', None), importance=('importance', 'Cividis'), gradient=('gradient', 'Cividis'))
 
@@ -157,7 +157,7 @@ def _map(results, key, c, title=None):
     return head_map(c[key], c['pruned'], c['revived'], title or f'{name} in cycle {c["cycle"]}', name,
                     SIGNED_SCALE if span[0] < 0 else scale, span)
 
-# %% ../nbs/08_dashboard.ipynb #98c93bc9
+# %% ../nbs/08_dashboard.ipynb #6acd9179
 def _with_slider(maps, cycles):
     "Several maps as one figure with a slider; the last one is shown first."
     fig = go.Figure(maps[-1])
@@ -169,7 +169,7 @@ def _with_slider(maps, cycles):
                   bgcolor=PAGE['closed'][0], activebgcolor=STATES['alive'].color, bordercolor=PAGE['grid'][0], font_color=PAGE['muted'][0])
     return fig.update_layout(sliders=[slider], height=fig.layout.height + 90)
 
-# %% ../nbs/08_dashboard.ipynb #6acd9179
+# %% ../nbs/08_dashboard.ipynb #7f15e7d1
 def _maps_figure(results, key, cycle):
     "The map `key` of one cycle, or of all with a slider."
     cycles = [c for c in results['cycles'] if c.get(key) and cycle in (None, c['cycle'])]
@@ -177,7 +177,7 @@ def _maps_figure(results, key, cycle):
     maps = [_map(results, key, c) for c in cycles]
     return _with_slider(maps, cycles)
 
-# %% ../nbs/08_dashboard.ipynb #7f15e7d1
+# %% ../nbs/08_dashboard.ipynb #8f8d5306
 def gates_figure(
     results:dict,  # results.json
     cycle:int=None # which cycle; None gives all of them with a slider
@@ -199,7 +199,7 @@ def gradient_figure(
     "The gradient of the loss at each head's gate when it was decided what to grow."
     return _maps_figure(results, 'gradient', cycle)
 
-# %% ../nbs/08_dashboard.ipynb #3fd3f274
+# %% ../nbs/08_dashboard.ipynb #7f8283ce
 def number(
     v # a number, text or None
 )->str: # for people
@@ -217,13 +217,13 @@ def percent(
     "How far `a` lies from `b`."
     return '–' if not b or a is None else f'{100*(a/b-1):+.1f} %'.replace('-', '−')
 
-# %% ../nbs/08_dashboard.ipynb #aa5648c1
+# %% ../nbs/08_dashboard.ipynb #b40b0139
 def _against(run, other, than=True):
     "How a perplexity compares with another, in words."
     if abs(run/other - 1) < .005: return 'about the same' + ' as'*than
     return f'{abs(100*(run/other-1)):.1f} % {"lower (better)" if run < other else "higher (worse)"}' + ' than'*than
 
-# %% ../nbs/08_dashboard.ipynb #b40b0139
+# %% ../nbs/08_dashboard.ipynb #b89907ae
 def _last_random(results):
     "The random control of the last cycle that has one."
     return next((c['random'] for c in reversed(results['cycles']) if c.get('random')), None)
@@ -242,7 +242,7 @@ def summary(
     if final and not (dense and rand): said.append('Without ' + ' and '.join(n for n, v in (('the dense', dense), ('the random', rand)) if not v) + ' control this run cannot say what pruning itself did.')
     return said + ['This is one run with one seed: a difference counts once several seeds agree.']
 
-# %% ../nbs/08_dashboard.ipynb #fb5e8c84
+# %% ../nbs/08_dashboard.ipynb #eec12efc
 def _card(title, big, note, state=''):
     "One number with its name."
     return Div(Div(title, cls='name'), Div(big, cls='big'), Div(note, cls='note'), cls=f'card {state}')
@@ -261,7 +261,7 @@ def _cards(r):
         _card('Bits per byte', pair('bits_per_byte'), f'{change("bits_per_byte")}; comparable between tokenizers'),
         _card('Degeneration', pair('degeneration'), 'repetition and loops in generated text; 0 is clean'), cls='cards')
 
-# %% ../nbs/08_dashboard.ipynb #eec12efc
+# %% ../nbs/08_dashboard.ipynb #c3df6dbf
 def _table(head, rows, caption):
     "A table that scrolls sideways where it does not fit."
     words = [any(str(r[j])[:1].isalpha() for r in rows) or not j for j in range(len(head))] # these columns are read, the others compared
@@ -280,9 +280,9 @@ def _cycle_table(r):
             measure(end, 'bits_per_byte'), measure(end, 'degeneration'), measure(end, 'perplexity_per_head')))])
     return _table(head, rows, 'Dense and random are perplexities after training on the same tokens.')
 
-# %% ../nbs/08_dashboard.ipynb #c3df6dbf
+# %% ../nbs/08_dashboard.ipynb #5ae82cfa
 MEASURES = dict(perplexity='perplexity (exp of the mean loss per token)', nll='loss, nats per token', bits_per_byte='bits per byte of text', degeneration='degeneration (0 is clean)',
-    active_heads='open heads', active_params='parameters in use', perplexity_per_head='perplexity per head (rises whenever a head goes)', efficiency='efficiency (does not fall when heads go)')
+    active_heads='open heads', active_params='parameters in use', perplexity_per_head='perplexity per head (rises whenever a head goes)', efficiency='nats lost for the share of heads that is gone (below 0: gained)')
 
 def _measure_table(r):
     "Every measurement of the run beside its controls."
@@ -290,7 +290,7 @@ def _measure_table(r):
     rows = [[label, *[number(measure(m, k)) for m in columns.values()]] for k, label in MEASURES.items()]
     return _table(['measure', *columns], rows, f'Held-out part of {r.get("dataset")}, blocks of {number(r.get("block_len"))} tokens, tokenizer {r.get("tokenizer")}.')
 
-# %% ../nbs/08_dashboard.ipynb #5ae82cfa
+# %% ../nbs/08_dashboard.ipynb #3704aab9
 def _samples(r):
     "What the model writes, before and after and without pruning, side by side."
     names = dict(before=('before', 'baseline'), after=('after the run', 'run'), dense=('dense, same training', 'dense'))
@@ -298,7 +298,7 @@ def _samples(r):
         Div(*[Div(Div(n, cls='name'), P(str(s[k]), dir='auto', cls='text'), cls=f'card {c}') for k, (n, c) in names.items() if s.get(k) is not None], cls='cards three'))
     return Div(*[one(s) for s in r.get('samples') or []])
 
-# %% ../nbs/08_dashboard.ipynb #3704aab9
+# %% ../nbs/08_dashboard.ipynb #d64fe10f
 def _events(events):
     "The last events, folded away."
     rows = [[f'{e.get("time", 0) - events[0].get("time", 0):.1f} s' if isinstance(e.get('time'), (int, float)) else '–', str(e.get('kind')),
@@ -307,14 +307,14 @@ def _events(events):
     kinds = ', '.join(f'{n:,} {k}' for k, n in Counter(str(e.get('kind')) for e in events).most_common(8))
     return Details(Summary(f'{len(events):,} events{torn} ({kinds})'), _table(['after', 'event', 'with'], rows, 'The last 200 events.' if len(events) > 200 else 'All events.')) if events or torn else ''
 
-# %% ../nbs/08_dashboard.ipynb #d64fe10f
+# %% ../nbs/08_dashboard.ipynb #ac9e5186
 def _provenance(r, config):
     "Where the numbers come from."
     facts = dict(command=config.get('command'), model=r.get('model'), text=r.get('dataset'), tokenizer=r.get('tokenizer'), **{'block length': r.get('block_len')}, seed=r.get('seed'),
         begun=config.get('created'), plasticity_nb=r.get('version'), python=r.get('python'), torch=r.get('torch'), transformers=r.get('transformers'))
     return Footer(H2('Where this comes from'), Dl(*[Div(Dt(k), Dd(str(v))) for k, v in facts.items() if v is not None]))
 
-# %% ../nbs/08_dashboard.ipynb #3a2e9463
+# %% ../nbs/08_dashboard.ipynb #8cf50097
 CSS = '''*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
 main,header,footer{max-width:1240px;margin:0 auto;padding:0 clamp(14px,3vw,32px)}header{padding-top:28px}footer{padding-bottom:40px}
 h1{font-size:clamp(1.5rem,4vw,2.1rem);line-height:1.2;margin:.1em 0}h2{font-size:1.25rem;margin:2.2em 0 .3em}p{max-width:75ch}h1,h2,p,dd,summary,td,th{overflow-wrap:anywhere}
@@ -331,14 +331,14 @@ th{font-weight:500}thead th{color:var(--muted);vertical-align:bottom}.words{text
 summary{cursor:pointer;padding:.4em 0}dl{display:grid;gap:4px 28px;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));font-size:.9rem}dt{color:var(--muted);display:inline}dt::after{content:": "}dd{display:inline;margin:0}
 .plasticity-figure{margin-bottom:18px}.sign{font-weight:700}.sign.pruned{color:var(--pruned)}.sign.revived{color:var(--revived)}.sign.alive{color:var(--alive)}.broken{color:var(--pruned)}'''
 
-# %% ../nbs/08_dashboard.ipynb #bcd62cba
+# %% ../nbs/08_dashboard.ipynb #d20983c0
 @lru_cache(1)
 def packed_plotly():
     "plotly.js of the installed plotly, gzipped, as base64."
     from plotly.offline import get_plotlyjs
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
-# %% ../nbs/08_dashboard.ipynb #d20983c0
+# %% ../nbs/08_dashboard.ipynb #f1a1144b
 BOOT_JS = '''(async (nonce)=>{
   try{
     const packed=Uint8Array.from(atob(document.getElementById('plotly').textContent),c=>c.charCodeAt(0));
@@ -353,7 +353,7 @@ BOOT_JS = '''(async (nonce)=>{
   }
 })(document.currentScript.nonce)'''
 
-# %% ../nbs/08_dashboard.ipynb #f1a1144b
+# %% ../nbs/08_dashboard.ipynb #2c0fba46
 def _fig(f): return Safe(figure_html(f))
 
 def _figures(r):
@@ -368,7 +368,7 @@ def _figures(r):
         (H2('Why these heads'), P('Importance decided what was pruned, the gradient at the gate what was grown back. All cycles share one scale; it ends where all but the largest 2 % lie. The slider chooses the cycle.'),
          Div(*map(_fig, why), cls='two')) if why else '')
 
-# %% ../nbs/08_dashboard.ipynb #2c0fba46
+# %% ../nbs/08_dashboard.ipynb #dc217bff
 def _body(r, run):
     "Everything a person sees."
     config, events, what = run.config, run.events(), f'{r.get("model")} on {r.get("dataset")}'
@@ -379,7 +379,7 @@ def _body(r, run):
             (H2('What the model writes'), _samples(r)) if r.get('samples') else '', H2('Events') if events else '', _events(events)),
         _provenance(r, config))
 
-# %% ../nbs/08_dashboard.ipynb #68fcf4f8
+# %% ../nbs/08_dashboard.ipynb #98459052
 def dashboard_html(
     run:Run # a run with results.json
 )->str:     # the page

@@ -20,11 +20,11 @@ from ..attention import Instrument, instrument
 from .finetune import check_trainable, learn
 from .grow import choose_to_grow, grow_heads
 from .prune import Vault, check_share, choose_to_prune, gate_gradients, prune_heads, random_importance, taylor_importance
-from ..dashboard import write_dashboard
+from ..dashboard import write_dashboard # it draws what a run folder says, and imports floor 0 alone
 from ..errors import PlasticityError
 from ..metrics import active_heads, active_params, degeneration, efficiency, evaluate, perplexity_per_head
 from ..models import LM, load_lm, quiet_bars
-from ..runs import Run
+from ..runs import Run, plain
 from ..text import load_text, token_blocks
 
 # %% ../../nbs/cycle/03_system.ipynb #2c36349f
@@ -67,7 +67,7 @@ def grow(self:Arm, ratio, calibration, n=None, cycle=0):
 def continuations(
     lm:LM, # perhaps instrumented
     prompts:list, # of str
-    n_tokens:int=48 # to generate
+    n_tokens:int=32 # to generate
 )->list: # of str, without the prompts
     "Greedy continuations of some prompts, one by one, so that padding plays no part."
     out,was = [],lm.model.training
@@ -116,9 +116,9 @@ class AdaptivePlasticitySystem:
         output_dir=None, # where run folders go; default ./output/cycle
         device=None, # default: the GPU if there is one
         verbose:bool=True, # show progress
-        block_len:int=256, # tokens in a text
+        block_len:int=128, # tokens in a text
         batch_size:int=4, # texts per training step
-        steps:int=40, # training steps per cycle
+        steps:int=30, # training steps per cycle
         learning_rate:float=1e-4, # of AdamW
         grown_rate:float=5., # how many times as far the weights of grown heads move
         calibration_blocks:int=16, # training texts that the gradients are taken on
@@ -265,6 +265,7 @@ def _run(self:AdaptivePlasticitySystem, arms, max_cycles, level, ratio, bar):
         last = lambda name: done[name]['phases']['learn'] if name in done else None
         r['cycles'].append(dict(cycle=c, strategy='taylor', pruning_level=level, growth_ratio=ratio, **t, dense=last('dense'), random=last('random'),
                                 dense_loss=other('dense','loss'), random_loss=other('random','loss'), random_gates=other('random','gates')))
+        r = plain(r)
         self.run.results(r)
         bar.say(cycle_line(r['cycles'][-1]))
     bar.phase('samples and checkpoint')
@@ -275,6 +276,7 @@ def _run(self:AdaptivePlasticitySystem, arms, max_cycles, level, ratio, bar):
     texts = {a.name: continuations(a.lm, self.prompts) for a in arms}
     r['samples'] = [dict(prompt=p, before=before[i], after=texts['taylor'][i], dense=texts['dense'][i] if 'dense' in texts else None) for i,p in enumerate(self.prompts)]
     r['seconds'] = round(time.time()-start, 1)
+    r = plain(r) # what is returned is what the file holds
     self.run.results(r); self.run.event('done', seconds=r['seconds'])
     self.dashboard = write_dashboard(self.run.path)
     return r
