@@ -5,9 +5,10 @@
 
 Ratios are medians over rounds of (this variant's time / plain's time in the same round); rounds interleave the variants in an order that
 changes. The control is plain sdpa a second time: its distance from 1 is what noise alone does. Peak memory is of a process of its own."""
-import json, os, random, resource, statistics as st, subprocess, sys, time
+import json, random, statistics as st, subprocess, sys, threading, time
 from pathlib import Path
 
+import psutil
 from fastcore.script import call_parse
 
 VARIANTS = 'plain control gates entropy entropy_every_4 eager'.split()
@@ -41,6 +42,17 @@ def forward(lm, ids, inst, variant):
     return t
 
 
+def peak_added(f):
+    "MB that the process grows by at most while f runs, looked at every millisecond."
+    me, stop, seen = psutil.Process(), threading.Event(), [psutil.Process().memory_info().rss]
+    def watch():
+        while not stop.wait(.001): seen.append(me.memory_info().rss)
+    thread = threading.Thread(target=watch); thread.start()
+    f()
+    stop.set(); thread.join()
+    return (max(seen) - seen[0]) / 2**20
+
+
 @call_parse
 def main(model_name: str = 'smollm2-135m',  # as in plasticity_run
          tokens: int = 1024,  # in the one text
@@ -55,15 +67,13 @@ def main(model_name: str = 'smollm2-135m',  # as in plasticity_run
     with torch.no_grad():
         if memory_of:
             forward(lm, ids[:, :32], lambda: instrument(lm), memory_of)
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            forward(lm, ids, lambda: instrument(lm), memory_of)
-            return print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+            return print(peak_added(lambda: forward(lm, ids, lambda: instrument(lm), memory_of)))
         times, rng = {v: [] for v in VARIANTS}, random.Random(0)
         for i in range(repeats + 1):
             for v in rng.sample(VARIANTS, len(VARIANTS)):
                 t = forward(lm, ids, lambda: instrument(lm), v)
                 if i: times[v].append(t)
-    memory = {v: int(subprocess.run([sys.executable, __file__, '--model_name', model_name, '--tokens', str(tokens), '--memory_of', v], capture_output=True, text=True, check=True).stdout) / 1024 for v in VARIANTS}
+    memory = {v: float(subprocess.run([sys.executable, __file__, '--model_name', model_name, '--tokens', str(tokens), '--memory_of', v], capture_output=True, text=True, check=True).stdout) for v in VARIANTS}
     def imports(m): return min(float(subprocess.run([sys.executable, '-c', f'import time; t=time.perf_counter(); import {m}; print(time.perf_counter()-t)'], capture_output=True, text=True, check=True).stdout) for _ in range(5))
     rows = {v: dict(seconds=st.median(times[v]), ratio=st.median(b / a for a, b in zip(times['plain'], times[v])), fastest=min(times[v]) / min(times['plain']), peak_mb=memory[v]) for v in VARIANTS}
     result = dict(model=model_name, tokens=tokens, repeats=repeats, threads=torch.get_num_threads(), torch=torch.__version__, import_seconds=imports('plasticity_nb'), import_torch_seconds=imports('torch'), rows=rows)

@@ -48,10 +48,10 @@ def plasticity_run(
     initial_pruning_level:float=0.2, # share of the open heads that a cycle closes
     initial_growth_ratio:float=0.3, # share of the closed heads that may come back
     steps:int=30, # training steps per cycle
-    batch_size:int=4, # texts per step
-    block_len:int=128, # tokens per text
+    batch_size:int=2, # texts per step
+    block_len:int=256, # tokens per text
     learning_rate:float=1e-4, # of AdamW
-    eval_blocks:int=48, # held-out texts that are measured
+    eval_blocks:int=24, # held-out texts that are measured
     seed:int=0, # order of the texts, random heads
     output_dir:str=None, # where run folders go; default ./output/cycle
     device:str=None, # cpu or cuda; default: the GPU if there is one

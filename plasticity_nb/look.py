@@ -191,7 +191,7 @@ def _hover(grid, pruned, revived):
 
 # %% ../nbs/00_look.ipynb #d325a855
 def head_map(
-    values:list,          # [L][H of that layer]: what is shown, e.g. gates
+    values,               # [L][H of that layer] or a tensor [L, H]: what is shown, e.g. gates
     pruned:list=(),       # [layer, head] pairs to mark as pruned
     revived:list=(),      # [layer, head] pairs to mark as revived
     title:str='',         # above the map
@@ -200,6 +200,7 @@ def head_map(
     span:tuple=(0, 1)     # lowest and highest value of the colours, as `common_scale` gives
 )->go.Figure:             # one heatmap with its marks
     "Heads as cells, layers from left to right, changes marked by symbol and colour."
+    values = values.tolist() if hasattr(values, 'tolist') else values
     grid, back, gap = head_grid(values), {tuple(r) for r in revived}, int(len(values) <= 40)
     beyond = '≥ ' if len(span) > 2 and span[2] else ''
     heat = go.Heatmap(z=grid, zmin=span[0], zmax=span[1], colorscale=scale or GATE_SCALE, xgap=gap, ygap=gap, hoverongaps=False,

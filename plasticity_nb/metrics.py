@@ -7,7 +7,7 @@ __all__ = ['WINDOW', 'CLEAN', 'WEIGHTS', 'Evaluation', 'eval_mode', 'block_nll',
            'longest_repeat', 'low_diversity', 'punctuation_runs', 'copied_n', 'Degeneration', 'degeneration',
            'active_heads', 'closed_params', 'active_params', 'perplexity_per_head', 'efficiency']
 
-# %% ../nbs/07_metrics.ipynb #ea83e3e7
+# %% ../nbs/07_metrics.ipynb #dbc5afb5
 import math, re
 from collections import Counter
 from contextlib import contextmanager
@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, fields
 import torch, torch.nn.functional as F
 
 from .errors import PlasticityError
+from .models import as_lm
 
-# %% ../nbs/07_metrics.ipynb #faaa6542
+# %% ../nbs/07_metrics.ipynb #5115b580
 @dataclass
 class Evaluation:
     "How well a model predicts a text, and how that was measured."
@@ -33,7 +34,7 @@ class Evaluation:
                 f"| {self.perplexity:.2f} | {self.nll:.4f} | {self.bits_per_byte:.4f} | {self.n_tokens:,} "
                 f"| {self.text}, blocks of {self.block_len}, tokenizer {self.tokenizer} |")
 
-# %% ../nbs/07_metrics.ipynb #ae3596a1
+# %% ../nbs/07_metrics.ipynb #585732da
 @contextmanager
 def eval_mode(
     model:torch.nn.Module, # its modules may be in different modes
@@ -45,7 +46,7 @@ def eval_mode(
     finally:
         for m,mode in modes: m.training = mode
 
-# %% ../nbs/07_metrics.ipynb #5ce04adc
+# %% ../nbs/07_metrics.ipynb #b1c2bd1a
 @torch.no_grad()
 def block_nll(
     model, # a transformers decoder
@@ -57,12 +58,13 @@ def block_nll(
     return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction='none').view(len(ids), -1)
 
 def evaluate(
-    lm, # an `LM` or a transformers decoder
+    lm, # an `LM`, an `Instrument` or a transformers decoder
     blocks, # `Blocks` from `token_blocks`
     batch_size:int=8, # blocks at a time; changes the time, not the result
 ) -> Evaluation: # perplexity, bits per byte and how they were measured
     "The one evaluator: how well a model predicts blocks of text."
-    model = getattr(lm, 'model', lm) if not hasattr(lm, 'get_input_embeddings') else lm
+    model = as_lm(lm).model
+    if not hasattr(blocks, 'n_bytes'): raise PlasticityError(f"a {type(blocks).__name__} cannot be evaluated: give the blocks that token_blocks cuts")
     vocab = model.get_input_embeddings().num_embeddings
     if int(blocks.ids.max()) >= vocab:
         raise PlasticityError(f"the blocks hold token {int(blocks.ids.max())} but the model knows only {vocab}: cut the text with the model's own tokenizer ({blocks.tokenizer} was used)")
@@ -71,7 +73,7 @@ def evaluate(
     return Evaluation(math.exp(nll) if nll < 700 else math.inf, nll, float(total) / math.log(2) / float(blocks.n_bytes.sum()), n,
                       blocks.block_len, blocks.tokenizer, blocks.text)
 
-# %% ../nbs/07_metrics.ipynb #3b7dedb4
+# %% ../nbs/07_metrics.ipynb #7231b3e9
 WINDOW = 100 # words
 
 def _excess(x:float, clean:float) -> float:
@@ -87,7 +89,7 @@ def _windows(words:list) -> list: # of lists of words, each of WINDOW to 2*WINDO
     n = max(1, len(words) // WINDOW)
     return [words[i*WINDOW:(i+1)*WINDOW if i < n-1 else None] for i in range(n)]
 
-# %% ../nbs/07_metrics.ipynb #2e8d8f8a
+# %% ../nbs/07_metrics.ipynb #6b2100a5
 def _ngrams(words, n): return [tuple(words[i:i+n]) for i in range(len(words)-n+1)]
 
 def rep_n(
@@ -106,7 +108,7 @@ def distinct_n(
     grams = _ngrams(words, n)
     return len(set(grams)) / len(grams) if grams else 1.
 
-# %% ../nbs/07_metrics.ipynb #1b8ceee3
+# %% ../nbs/07_metrics.ipynb #57f3e36c
 def longest_repeat(
     words:list, # of a text
 ) -> int: # words in the longest sequence that occurs at least twice
@@ -119,7 +121,7 @@ def longest_repeat(
         else: high = mid - 1
     return low
 
-# %% ../nbs/07_metrics.ipynb #2f59be2f
+# %% ../nbs/07_metrics.ipynb #d8671dc6
 def low_diversity(
     words:list, # of a text
 ) -> float: # 0: all words differ, 1: one word only
@@ -128,16 +130,17 @@ def low_diversity(
     if n < 2: return 0.
     return max(0., 1 + sum(c/n * math.log(c/n) for c in Counter(words).values()) / math.log(n))
 
-# %% ../nbs/07_metrics.ipynb #e26966f2
+# %% ../nbs/07_metrics.ipynb #0bca71c8
 def punctuation_runs(
     text:str, # with its punctuation
 ) -> float: # share of the characters that are not spaces
-    "Share of a text that is runs of six or more signs of at most two kinds."
-    solid = len(re.sub(r'\s', '', text))
+    "Share of a text that is runs of six or more signs of at most two kinds, or of empty lines."
+    empty = sum(len(m[1]) for m in re.finditer(r'\n[^\S\n]*\n((?:[^\S\n]*\n)+)', text)) # beyond one empty line
+    solid = len(re.sub(r'\s', '', text)) + empty
     runs = [re.sub(r'\s', '', m[0]) for m in re.finditer(r'(?:[^\w\s]\s*){6,}', text)]
-    return sum(len(r) for r in runs if len(set(r)) <= 2) / solid if solid else 0.
+    return (sum(len(r) for r in runs if len(set(r)) <= 2) + empty) / solid if solid else 0.
 
-# %% ../nbs/07_metrics.ipynb #58a080a9
+# %% ../nbs/07_metrics.ipynb #0fabcc02
 def copied_n(
     words:list, # of a continuation
     prompt:list, # words of the prompt
@@ -147,7 +150,7 @@ def copied_n(
     grams = _ngrams(words, n)
     return sum(g in seen for g in grams) / len(grams) if grams and (seen := set(_ngrams(prompt, n))) else 0.
 
-# %% ../nbs/07_metrics.ipynb #265b0c34
+# %% ../nbs/07_metrics.ipynb #24c215ce
 CLEAN = dict(repetition=0.1, sameness=0.25, longest_repeat=0.1, low_diversity=0.25, punctuation=0.1, copying=0.1)
 WEIGHTS = dict(repetition=0.3, sameness=0.15, longest_repeat=0.2, low_diversity=0.1, punctuation=0.1, copying=0.15)
 
@@ -167,7 +170,7 @@ class Degeneration:
         cells = {k: '' if v is None else f'{v:.2f}' for k,v in asdict(self).items() if k != 'n_words'}
         return (f"| {' | '.join(k.replace('_', ' ') for k in cells)} | words |\n|{'---:|'*(len(cells)+1)}\n| {' | '.join(cells.values())} | {self.n_words} |")
 
-# %% ../nbs/07_metrics.ipynb #ce1a1677
+# %% ../nbs/07_metrics.ipynb #b34c19ed
 def _window_terms(words) -> dict:
     "Terms of one window of words, before the clean level is taken off."
     return dict(repetition=rep_n(words), sameness=1-distinct_n(words), low_diversity=low_diversity(words))
@@ -185,7 +188,7 @@ def _one_degeneration(text:str, prompt:str=None) -> Degeneration:
     used = {k: w for k,w in WEIGHTS.items() if terms[k] is not None}
     return Degeneration(sum(w*terms[k] for k,w in used.items()) / sum(used.values()), **terms, n_words=len(words))
 
-# %% ../nbs/07_metrics.ipynb #1ad72c95
+# %% ../nbs/07_metrics.ipynb #d4e2929a
 def degeneration(
     text, # a text, or a list of texts
     prompt=None, # what each text continues: a text or a list of as many; None: copying is not looked at
@@ -199,14 +202,14 @@ def degeneration(
     mean = {f.name: sum(v)/len(v) if (v := [x for d in each if (x := getattr(d, f.name)) is not None]) else None for f in fields(Degeneration)}
     return Degeneration(**{**mean, 'n_words': sum(d.n_words for d in each)})
 
-# %% ../nbs/07_metrics.ipynb #22d101dc
+# %% ../nbs/07_metrics.ipynb #70b8649e
 def active_heads(
     gates, # [layers, heads], 0: closed; heads that a layer does not have are 0 as well
 ) -> int: # heads at work
     "Number of heads whose gate is not 0."
     return int((torch.as_tensor(gates) != 0).sum())
 
-# %% ../nbs/07_metrics.ipynb #f5c4f9ce
+# %% ../nbs/07_metrics.ipynb #252e234d
 def _features(module) -> tuple: # (inputs, outputs)
     "Size of a linear layer, packed (4-bit) and transposed (Conv1D) ones included."
     return (module.in_features, module.out_features) if hasattr(module, 'in_features') else tuple(module.weight.shape)
@@ -232,7 +235,7 @@ def active_params(
     "Parameters of a model without those that belong to closed heads alone."
     return lm.model.num_parameters() - (0 if gates is None else closed_params(lm, gates))
 
-# %% ../nbs/07_metrics.ipynb #eebfbf5a
+# %% ../nbs/07_metrics.ipynb #7ede0a96
 def perplexity_per_head(
     perplexity:float, # of the pruned model
     heads:int, # at work
@@ -240,7 +243,7 @@ def perplexity_per_head(
     "Efficiency as the original system defines it."
     return perplexity / heads if heads else math.inf
 
-# %% ../nbs/07_metrics.ipynb #bf50d6ec
+# %% ../nbs/07_metrics.ipynb #03b61637
 def efficiency(
     nll:float, # of the pruned model, nats per token
     heads:int, # at work in it

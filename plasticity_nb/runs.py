@@ -310,7 +310,7 @@ def _facts(self:Run):
     config, events = self.config, self.events()
     state = 'finished' if (self.path/'results.json').exists() else f'last event: {events[-1].get("kind")}' if events else 'nothing happened yet'
     torn = f', {len(events.torn)} torn' if events.torn else ''
-    asked = ', '.join(f'{k}={v}' for k, v in config['config'].items())
+    asked = ', '.join(f'{k}={v}' for k, v in config['config'].items() if not isinstance(v, dict))
     return [('system', config['system']), ('folder', self._shown()), ('begun', config['created']), ('asked for', asked), ('state', state),
             ('events', f'{len(events)}{torn}'), ('checkpoints', ', '.join(c.name for c in self.checkpoints()) or 'none')]
 

@@ -223,7 +223,7 @@ class Blocks:
 
 # %% ../nbs/03_text.ipynb #ecb21d9e
 def _tokens_and_bytes(
-    tokenizer, # of transformers
+    tokenizer, # of transformers, or the `LM` that has it
     text:str, # one document
 ) -> tuple: # (token ids, UTF-8 bytes of each token), lists of the same length
     "Tokens of a document without special tokens, and how many bytes each spells."
@@ -238,11 +238,12 @@ def _tokens_and_bytes(
 # %% ../nbs/03_text.ipynb #26152493
 def token_blocks(
     corpus:Corpus, # or one half of it
-    tokenizer, # of transformers
+    tokenizer, # of transformers, or the `LM` that has it
     block_len:int=256, # T, tokens in a block
     max_blocks:int=None, # take this many, evenly spread over the text; None: all
 ) -> Blocks: # ids [N, T]
     "Cut a corpus into blocks of tokens."
+    tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)
     name = getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__
     begin = tokenizer('a').input_ids[:1] if tokenizer.bos_token_id is not None else []
     begin = begin if begin == [tokenizer.bos_token_id] else []

@@ -30,8 +30,9 @@ def clean_model(model, **kwargs):
     clean_nb(model['content'])
 
 def clean(folder=root/'nbs'):
-    for f in sorted(Path(folder).rglob('*.ipynb')):
-        if any(p[0] in '_.' for p in f.relative_to(folder).parts): continue
+    folder = Path(folder)
+    for f in sorted(folder.rglob('*.ipynb')) if folder.is_dir() else [folder]:
+        if folder.is_dir() and any(p[0] in '_.' for p in f.relative_to(folder).parts): continue
         nb = read_nb(f)
         if clean_outputs(nb): write_nb(nb, f)
     nbdev_clean(str(folder))

@@ -55,7 +55,7 @@ def check_trainable(inst:Instrument):
 
 def learn(
     inst:Instrument, # on the model to train
-    ids:torch.Tensor, # LongTensor [N, T]: training texts
+    ids:torch.Tensor, # LongTensor [N, T], or `Blocks`: training texts
     steps:int=50, # optimizer steps
     lr:float=1e-4, # AdamW's, after a warm-up over the first tenth of the steps
     batch_size:int=4, # texts per step
@@ -69,6 +69,7 @@ def learn(
     "Train all weights with AdamW, without weight decay; grown heads at their own rate behind opening gates."
     from accelerate import Accelerator
     check_trainable(inst)
+    ids = getattr(ids, 'ids', ids)
     model,acc = inst.lm.model,Accelerator(cpu=inst.lm.device.type=='cpu', mixed_precision=mixed_precision)
     training = model.training
     opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.)

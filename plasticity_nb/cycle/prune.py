@@ -16,10 +16,11 @@ from ..errors import PlasticityError
 # %% ../../nbs/cycle/00_prune.ipynb #3c4ef830
 def gate_gradients(
     inst:Instrument, # on the model to be asked
-    ids:torch.Tensor, # LongTensor [N, T]: calibration texts; not the ones that are evaluated
+    ids:torch.Tensor # LongTensor [N, T], or `Blocks`: calibration texts; not the ones that are evaluated
 )->torch.Tensor: # float32 [N, layers, heads]: dL/dg of each text, L in nats per token
     "Gradient of the loss with respect to every gate, text by text; the weights get none."
-    model,gates = inst.lm.model,inst.gates
+    if not isinstance(inst, Instrument): raise PlasticityError(f"a {type(inst).__name__} has no gates: put an instrument on it first, inst = instrument(lm)")
+    model,gates,ids = inst.lm.model,inst.gates,getattr(ids, 'ids', ids)
     was = [(p, p.requires_grad) for p in [*model.parameters(), gates]]
     training = model.training
     try:

@@ -66,25 +66,21 @@ def grow(self:Arm, ratio, calibration, n=None, cycle=0):
 @torch.no_grad()
 def continuations(
     lm:LM, # perhaps instrumented
-    prompts:list, # of str
+    prompts:torch.Tensor, # LongTensor [n, T], all of one length, so that no padding plays a part
     n_tokens:int=32 # to generate
 )->list: # of str, without the prompts
-    "Greedy continuations of some prompts, one by one, so that padding plays no part."
-    out,was = [],lm.model.training
-    lm.model.eval()
-    try:
-        for p in prompts:
-            x = lm.tokenizer(p, return_tensors='pt').to(lm.device)
-            y = lm.model.generate(input_ids=x['input_ids'], attention_mask=x['attention_mask'], max_new_tokens=n_tokens, do_sample=False,
-                                  pad_token_id=lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else lm.tokenizer.eos_token_id)
-            out.append(lm.tokenizer.decode(y[0, x['input_ids'].shape[1]:], skip_special_tokens=True))
-    finally: lm.model.train(was)
-    return out
+    "Greedy continuations of some prompts."
+    model,tok = lm.model,lm.tokenizer
+    was,pad = model.training,tok.pad_token_id if tok.pad_token_id is not None else tok.eos_token_id
+    model.eval()
+    try: y = model.generate(input_ids=(x := prompts.to(lm.device)), attention_mask=torch.ones_like(x), max_new_tokens=n_tokens, do_sample=False, pad_token_id=pad)
+    finally: model.train(was)
+    return tok.batch_decode(y[:, prompts.shape[1]:], skip_special_tokens=True)
 
 @patch
 def measure(self:Arm,
     blocks, # held-out `Blocks`
-    prompts, # for the continuations
+    prompts, # for the continuations, LongTensor [n, T]
     baseline=None, # an earlier measure, for efficiency
     batch_size:int=8 # blocks at a time
 )->tuple: # (dict of numbers, continuations)
@@ -92,20 +88,23 @@ def measure(self:Arm,
     e,texts = evaluate(self.lm, blocks, batch_size=batch_size),continuations(self.lm, prompts)
     heads = active_heads(self.inst.gates)
     b,total = baseline or dict(nll=e.nll),sum(self.inst.anatomy.heads)
-    return dict(perplexity=e.perplexity, nll=e.nll, bits_per_byte=e.bits_per_byte, degeneration=degeneration(texts, prompts).score, active_heads=heads,
+    return dict(perplexity=e.perplexity, nll=e.nll, bits_per_byte=e.bits_per_byte, degeneration=degeneration(texts, self.lm.tokenizer.batch_decode(prompts, skip_special_tokens=True)).score, active_heads=heads,
                 active_params=active_params(self.lm, self.inst.gates), perplexity_per_head=perplexity_per_head(e.perplexity, heads),
                 efficiency=efficiency(e.nll, heads, b['nll'], total)),texts
 
 # %% ../../nbs/cycle/03_system.ipynb #69fe22c6
 def held_out_prompts(
     corpus, # the held-out half of a `Corpus`
-    n:int=3, # how many
-    words:int=12 # of each document
-)->list: # of str
-    "The first words of some held-out documents, evenly spread."
-    docs = [d for d in corpus.docs.values() if len(d.split())>2*words]
-    if not docs: docs = list(corpus.docs.values())
-    return [' '.join(docs[i*len(docs)//n].split()[:words]) for i in range(min(n, len(docs)))]
+    tokenizer, # of the model
+    n:int=16, # how many
+    n_tokens:int=16 # of each
+)->torch.Tensor: # LongTensor [n, n_tokens]
+    "The beginnings of held-out paragraphs of prose, evenly spread over the documents."
+    paragraphs = [p for d in corpus.docs.values() for p in d.split('\n\n') if len(p.split())>=n_tokens and p.lstrip()[:1].isalpha()] or list(corpus.docs.values())
+    ids = [x for p in paragraphs if len(x := tokenizer(' '.join(p.split())).input_ids)>=n_tokens]
+    if not ids: raise PlasticityError(f"{corpus.title} has no text of {n_tokens} tokens to begin a sample with: give a longer text")
+    n = min(n, len(ids))
+    return torch.tensor([ids[i*len(ids)//n][:n_tokens] for i in range(n)])
 
 # %% ../../nbs/cycle/03_system.ipynb #b59018aa
 class AdaptivePlasticitySystem:
@@ -116,13 +115,13 @@ class AdaptivePlasticitySystem:
         output_dir=None, # where run folders go; default ./output/cycle
         device=None, # default: the GPU if there is one
         verbose:bool=True, # show progress
-        block_len:int=128, # tokens in a text
-        batch_size:int=4, # texts per training step
+        block_len:int=256, # tokens in a text
+        batch_size:int=2, # texts per training step
         steps:int=30, # training steps per cycle
         learning_rate:float=1e-4, # of AdamW
         grown_rate:float=5., # how many times as far the weights of grown heads move
         calibration_blocks:int=16, # training texts that the gradients are taken on
-        eval_blocks:int=48, # held-out texts that are measured
+        eval_blocks:int=24, # held-out texts that are measured
         controls:bool=True, # run the dense and the random model too
         seed:int=0): # order of the training texts, random heads
         for name,v in dict(block_len=block_len, batch_size=batch_size, calibration_blocks=calibration_blocks, eval_blocks=eval_blocks).items():
@@ -130,11 +129,12 @@ class AdaptivePlasticitySystem:
         self.output_dir,self.verbose,self.controls,self.seed = output_dir,verbose,controls,seed
         self.steps,self.batch_size,self.lr,self.grown_rate = steps,batch_size,learning_rate,grown_rate
         self.lm = model_name if isinstance(model_name, LM) else load_lm(model_name, dtype='float32', device=device)
+        if any(hasattr(m, 'plastic') for m in self.lm.model.modules()): raise PlasticityError(f"{self.lm.name} already carries an instrument: take it off first with its remove()")
         if self.lm.tokenizer is None: raise PlasticityError(f"{self.lm.name} has no tokenizer: give LM(model, tokenizer)")
         self.model_name,self.dataset,text = self.lm.name,dataset,load_text(dataset)
         blocks = lambda half,n: token_blocks(text.split(half), self.lm.tokenizer, block_len=block_len, max_blocks=n)
         self.train,self.calibration,self.eval = blocks('train', None),blocks('train', calibration_blocks),blocks('eval', eval_blocks)
-        self.prompts = held_out_prompts(text.split('eval'))
+        self.prompts = held_out_prompts(text.split('eval'), self.lm.tokenizer)
         self.mixed_precision = 'bf16' if self.lm.device.type=='cuda' else 'no'
 
 # %% ../../nbs/cycle/03_system.ipynb #f201514f
@@ -161,7 +161,7 @@ class Progress:
 def _cycle(self:AdaptivePlasticitySystem, arm, cycle, level, ratio, n_grow, bar):
     "Prune, measure, grow, learn for one arm; every phase measured if it is the arm under study."
     study,m = arm.name=='taylor',{}
-    look = lambda: arm.measure(self.eval, self.prompts, self.baseline, self.batch_size)[0]
+    look = lambda: arm.measure(self.eval, self.prompts, self.baseline)[0]
     bar.phase(f'cycle {cycle} {arm.name}: prune', cycle=cycle, arm=arm.name)
     pruned,imp = arm.prune(level, self.calibration.ids, cycle)
     if study: m['prune'] = look()
@@ -205,7 +205,7 @@ def _check_saved(self:AdaptivePlasticitySystem, arm, final):
     "Save the final model, load it, and insist on the same perplexity."
     with self.run.checkpoint('final') as folder: save_state(folder, arm.inst)
     again = load_state(self.run.path/'checkpoints'/'final', arm.lm.device)
-    p = evaluate(again.lm, self.eval, batch_size=self.batch_size).perplexity
+    p = evaluate(again.lm, self.eval).perplexity
     if abs(p-final['perplexity'])>1e-6*final['perplexity']:
         raise RuntimeError(f"the saved model has perplexity {p}, the one in memory {final['perplexity']}: this run is not to be trusted")
     return p
@@ -253,7 +253,7 @@ def _run(self:AdaptivePlasticitySystem, arms, max_cycles, level, ratio, bar):
     "The cycles themselves."
     start = time.time()
     bar.phase('baseline')
-    self.baseline,before = arms[0].measure(self.eval, self.prompts, batch_size=self.batch_size)
+    self.baseline,before = arms[0].measure(self.eval, self.prompts)
     r = self._facts(arms[0]) | dict(baseline=self.baseline, cycles=[])
     for c in range(1, max_cycles+1):
         n = None
@@ -273,8 +273,9 @@ def _run(self:AdaptivePlasticitySystem, arms, max_cycles, level, ratio, bar):
     study = arms[0]
     r['final'],r['dense'],r['random'] = r['cycles'][-1]['phases']['learn'],r['cycles'][-1]['dense'],r['cycles'][-1]['random']
     r['reloaded_perplexity'] = self._check_saved(study, r['final'])
-    texts = {a.name: continuations(a.lm, self.prompts) for a in arms}
-    r['samples'] = [dict(prompt=p, before=before[i], after=texts['taylor'][i], dense=texts['dense'][i] if 'dense' in texts else None) for i,p in enumerate(self.prompts)]
+    shown = self.prompts[:4]
+    texts = {a.name: continuations(a.lm, shown) for a in arms}
+    r['samples'] = [dict(prompt=p, before=before[i], after=texts['taylor'][i], dense=texts['dense'][i] if 'dense' in texts else None) for i,p in enumerate(self.lm.tokenizer.batch_decode(shown, skip_special_tokens=True))]
     r['seconds'] = round(time.time()-start, 1)
     r = plain(r) # what is returned is what the file holds
     self.run.results(r); self.run.event('done', seconds=r['seconds'])
