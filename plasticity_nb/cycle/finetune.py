@@ -6,7 +6,7 @@
 __all__ = ['HeadRates', 'batches', 'check_trainable', 'learn']
 
 # %% ../../nbs/cycle/02_finetune.ipynb #22ed7ffc
-from contextlib import nullcontext
+import math
 
 import torch
 from fastcore.basics import patch
@@ -91,5 +91,7 @@ def learn(
         gate(gate.steps)
     finally: model.train(training); opt.zero_grad(set_to_none=True)
     losses = torch.stack(losses).float().tolist() if losses else []
-    if any(x!=x for x in losses): raise PlasticityError(f"training of {inst.lm.name} broke down (loss is nan at step {next(i for i,x in enumerate(losses) if x!=x)}): use a smaller learning rate than {lr}")
+    bad = next((i for i,x in enumerate(losses) if not math.isfinite(x)), None)
+    if bad is None and not all(bool(p.isfinite().all()) for p in model.parameters()): bad = steps
+    if bad is not None: raise PlasticityError(f"training of {inst.lm.name} broke down (not finite at step {bad}): use a smaller learning rate than {lr}")
     return losses

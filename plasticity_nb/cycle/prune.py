@@ -83,6 +83,7 @@ def keep(self:Vault, head):
     "Copy what a head (layer, head) owns."
     l,h = head
     params = dict(self.inst.lm.model.named_parameters())
+    if any(not params[b.param].is_floating_point() for b in self.inst.anatomy.layers[l].blocks(h)): raise PlasticityError(f"{self.inst.lm.name} holds packed 4-bit or 8-bit weights, of which the vault cannot keep a head's share: load it without quantize")
     self.kept[l,h] = [(b, params[b.param].detach().index_select(b.dim, b.index.to(params[b.param].device)).clone()) for b in self.inst.anatomy.layers[l].blocks(h)]
 
 @patch

@@ -124,14 +124,19 @@ class AdaptivePlasticitySystem:
         eval_blocks:int=24, # held-out texts that are measured
         controls:bool=True, # run the dense and the random model too
         seed:int=0): # order of the training texts, random heads
-        for name,v in dict(block_len=block_len, batch_size=batch_size, calibration_blocks=calibration_blocks, eval_blocks=eval_blocks).items():
-            if int(v)<1: raise PlasticityError(f"{name} {v} is too small: give at least 1")
+        for name,v,least in (('block_len',block_len,3), ('batch_size',batch_size,1), ('calibration_blocks',calibration_blocks,1), ('eval_blocks',eval_blocks,1), ('steps',steps,0)):
+            if int(v)<least: raise PlasticityError(f"{name} {v} is too small: give at least {least}")
+        for name,v in dict(learning_rate=learning_rate, grown_rate=grown_rate).items():
+            if not 0<v<float('inf'): raise PlasticityError(f"{name} {v} is not a positive number: give for instance 1e-4 as a learning rate")
         self.output_dir,self.verbose,self.controls,self.seed = output_dir,verbose,controls,seed
         self.steps,self.batch_size,self.lr,self.grown_rate = steps,batch_size,learning_rate,grown_rate
         self.lm = model_name if isinstance(model_name, LM) else load_lm(model_name, dtype='float32', device=device)
         if any(hasattr(m, 'plastic') for m in self.lm.model.modules()): raise PlasticityError(f"{self.lm.name} already carries an instrument: take it off first with its remove()")
+        if self.lm.model.dtype!=torch.float32: raise PlasticityError(f"{self.lm.name} is in {str(self.lm.model.dtype)[6:]}: load it with dtype='float32', which is what it is trained and saved in")
+        longest = getattr(self.lm.model.config.get_text_config(decoder=True), 'max_position_embeddings', None) or block_len
+        if block_len>longest: raise PlasticityError(f"block_len {block_len} is longer than the {longest} positions that {self.lm.name} knows: give at most as many")
         if self.lm.tokenizer is None: raise PlasticityError(f"{self.lm.name} has no tokenizer: give LM(model, tokenizer)")
-        self.model_name,self.dataset,text = self.lm.name,dataset,load_text(dataset)
+        self.model_name,self.dataset,text = self.lm.name,getattr(dataset, 'name', str(dataset)),load_text(dataset)
         blocks = lambda half,n: token_blocks(text.split(half), self.lm.tokenizer, block_len=block_len, max_blocks=n)
         self.train,self.calibration,self.eval = blocks('train', None),blocks('train', calibration_blocks),blocks('eval', eval_blocks)
         self.prompts = held_out_prompts(text.split('eval'), self.lm.tokenizer)
@@ -235,7 +240,8 @@ def run_adaptive_optimization(self:AdaptivePlasticitySystem,
 )->dict: # the results, as in results.json
     "Run the cycles, write the run folder with its dashboard, and return the results."
     check_share(initial_pruning_level, 'pruning level'); check_share(initial_growth_ratio, 'growth ratio')
-    if int(max_cycles)<1: raise PlasticityError(f"max_cycles {max_cycles} is too few: give at least 1")
+    max_cycles = int(max_cycles)
+    if max_cycles<1: raise PlasticityError(f"max_cycles {max_cycles} is too few: give at least 1")
     arms = self._arms()
     for a in arms: check_trainable(a.inst)
     self.run = Run.create('cycle', self.output_dir, config=dict(self._facts(arms[0]), max_cycles=max_cycles, initial_pruning_level=initial_pruning_level, initial_growth_ratio=initial_growth_ratio))
