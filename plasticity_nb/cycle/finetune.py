@@ -47,12 +47,13 @@ def batches(
         take,order = order[:batch_size],order[batch_size:]
         yield ids[take]
 
-# %% ../../nbs/cycle/02_finetune.ipynb #854fb14a
+# %% ../../nbs/cycle/02_finetune.ipynb #c4ec7a1e
 def check_trainable(inst:Instrument):
     "4-bit weights cannot be trained; say so."
     kinds = {str(p.dtype)[6:] for p in inst.lm.model.parameters() if not p.is_floating_point()}
     if kinds: raise PlasticityError(f"{inst.lm.name} holds {', '.join(sorted(kinds))} weights, which cannot be trained: load it without quantize")
 
+# %% ../../nbs/cycle/02_finetune.ipynb #854fb14a
 def learn(
     inst:Instrument, # on the model to train
     ids:torch.Tensor, # LongTensor [N, T], or `Blocks`: training texts
