@@ -170,6 +170,17 @@ def blocks(self:Layer,
     return found + self.out.cols(self.head_columns(heads))
 
 @patch
+def parts(self:Layer)->dict: # {frozenset of heads: list of `Block`}
+    "All weights of the heads, by the heads that read them: one head, or a group that shares keys and values."
+    found = {frozenset([h]): [] for h in range(self.n_heads)}
+    for p in self.proj:
+        readers,which = p.readers.unique(dim=1, return_inverse=True)
+        for i,r in enumerate(readers.T):
+            if r.any(): found.setdefault(frozenset(r.nonzero().flatten().tolist()), []).extend(p.rows((which==i).nonzero().flatten()))
+    for h in range(self.n_heads): found[frozenset([h])] += self.out.cols(self.head_columns(h))
+    return found
+
+@patch
 def neuron_blocks(self:Layer,
     neurons # one neuron or several
 )->list: # of `Block`

@@ -21,23 +21,29 @@ from .models import as_lm
 
 # %% ../nbs/05_attention.ipynb #005f3a5e
 def score_rows(
-    q:torch.Tensor, # [B, KV, G, T, D]: queries, grouped by the KV head they read, already scaled
+    q:torch.Tensor, # [B, KV, G, T, D]: queries, grouped by the KV head they read
     k:torch.Tensor, # [B, KV, S, D]
     lo:int, hi:int, # rows lo ... hi-1
-    causal:torch.Tensor, # None, or [rows, rows]: what is added to the scores of as many rows and keys, -1e30 above the diagonal
+    scale:float, # of the products
+    above:torch.Tensor, # None, or [rows, rows·step], -1e30 where a key is later than the query: rows are every step-th then and see no key past their own
     mask:torch.Tensor, # None, or [B, 1 or KV*G, T, S], True where seen, or added to the scores
-    softcap:float # None, or scores become softcap·tanh(score/softcap)
-)->torch.Tensor: # [B, KV*G, hi-lo, keys]; with `causal` row t sees keys 0 ... t
+    softcap:float, # None, or scores become softcap·tanh(score/softcap)
+    scratch:torch.Tensor # float32 [at least as many as scores]: where they are written
+)->torch.Tensor: # [B, KV*G, hi-lo, keys], a view of `scratch`
     "Attention scores of a few rows."
     B,KV,G,_,D = q.shape
-    n = k.shape[2] if causal is None else hi
+    step = 0 if above is None else above.shape[1]//above.shape[0]
+    n = hi*step or k.shape[2]
     a,b = q[...,lo:hi,:].reshape(B*KV, G*(hi-lo), D),k[:,:,:n].reshape(B*KV, n, D).mT
-    s = (torch.mm(a[0], b[0]) if B*KV==1 else torch.bmm(a, b)).view(B, KV*G, hi-lo, n)
-    if softcap is not None: s = s.div_(softcap).tanh_().mul_(softcap)
+    s = scratch[:B*KV*G*(hi-lo)*n].view(B*KV, G*(hi-lo), n)
+    if B*KV==1: torch.addmm(s[0], a[0], b[0], beta=0, alpha=scale, out=s[0])
+    else: torch.baddbmm(s, a, b, beta=0, alpha=scale, out=s)
+    s = s.view(B, KV*G, hi-lo, n)
+    if softcap is not None: s.div_(softcap).tanh_().mul_(softcap)
     if mask is not None:
         m = mask[:,:,lo:hi,:n]
-        s = s.masked_fill_(~m, -1e30) if m.dtype==torch.bool else s.add_(m).clamp_(min=-1e30)
-    elif causal is not None: s[...,lo:] += causal[:hi-lo,:hi-lo]
+        s.masked_fill_(~m, -1e30) if m.dtype==torch.bool else s.add_(m).clamp_(min=-1e30)
+    elif step: s[...,lo*step:] += above[:hi-lo,:(hi-lo)*step]
     return s
 
 # %% ../nbs/05_attention.ipynb #f54286a0
@@ -55,29 +61,35 @@ def attention_entropy(
     q:torch.Tensor, # queries [B, H, T, D]
     k:torch.Tensor, # keys [B, KV, S, D]; query head h reads KV head kv_index[h], by default h // (H/KV)
     scale:float=None, # of the scores; default 1/sqrt(D)
-    causal:bool=False, # without a mask: query t sees keys 0 ... t
+    causal:int=0, # without a mask: query t sees keys 0 ... t (True, or 1), or, of queries that are every `causal`-th, 0 ... (t+1)·causal-1
     mask:torch.Tensor=None, # [B, 1 or H, T, S]: True where seen, or a float added to the scores (ALiBi too)
     softcap:float=None, # as Gemma 2 caps its scores
     kv_index:torch.Tensor=None, # LongTensor [H], for heads that do not lie in equal groups
-    rows:int=None # rows at a time; default: what fits into the cache
+    rows:int=None, # rows at a time; default: what fits into the cache
+    memory:list=None # keeps the memory it works in from call to call, since asking for it each time costs a tenth of the time
 )->torch.Tensor: # float32 [B, H, T], nats
     "Exact Shannon entropy of every row of every head, in float32."
     if kv_index is not None: k = k[:,kv_index]
-    (B,H,T,D),KV = q.shape,k.shape[1]
-    q = (q.float()*(D**-0.5 if scale is None else scale)).reshape(B, KV, H//KV, T, D)
-    k = k[:,:,:T].float() if causal else k.float()
-    fits,size = 15<<15 if q.device.type=='cpu' else 1<<26,H//KV*k.shape[2] # scores in one piece; scores of a row of one KV group
-    rows = rows or min(T, max(16, fits//size))
-    out = torch.empty(B, KV, H//KV, T, device=q.device)
-    above = q.new_full((rows,rows), -1e30).triu_(1) if causal and mask is None else None
-    for b,g in pieces(B, KV, max(1, fits//(rows*size))):
-        m = mask if mask is None or mask.shape[1]==1 else mask[:,g.start*(H//KV):g.stop*(H//KV)]
-        m = m if m is None or m.shape[0]==1 else m[b]
-        for lo in range(0, T, rows):
-            s = score_rows(q[b,g], k[b,g], lo, min(T, lo+rows), above, m, softcap)
-            p = s.softmax(-1)
-            lse = s.amax(-1) - p.amax(-1).log_()
-            out[b,g,:,lo:lo+rows] = (lse - p.mul_(s).sum(-1)).view_as(out[b,g,:,lo:lo+rows])
+    (B,H,T,D),KV,causal = q.shape,k.shape[1],0 if mask is not None else int(causal)
+    q,k,scale = q.float().unflatten(1, (KV,H//KV)),(k[:,:,:T*causal] if causal else k).float(),D**-0.5 if scale is None else scale
+    fits,size = 9<<16 if q.device.type=='cpu' else 1<<26,max(1, H//KV*k.shape[2]) # scores in one piece; scores of a row of one KV group
+    rows = rows or max(1, min(T, max(16, fits//size)))
+    at_once = pieces(B, KV, max(1, fits//(rows*size)))
+    need,memory = max(q[b,g,:,:rows].shape.numel()//D for b,g in at_once)*k.shape[2],[] if memory is None else memory
+    if not memory or memory[0].shape[1]<need or memory[0].device!=q.device:
+        with torch.inference_mode(False): memory[:] = [torch.empty(2, need, device=q.device)]
+    scores,weights = memory[0]
+    out = q.new_empty(B, KV, H//KV, T)
+    above = torch.where(torch.arange(rows*causal, device=q.device) < causal*torch.arange(1, rows+1, device=q.device)[:,None], 0., -1e30) if causal else None
+    with torch.autocast(q.device.type, enabled=False):
+        for b,g in at_once:
+            m = mask if mask is None or mask.shape[1]==1 else mask[:,g.start*(H//KV):g.stop*(H//KV)]
+            m = m if m is None or m.shape[0]==1 else m[b]
+            for lo in range(0, T, rows):
+                s = score_rows(q[b,g], k[b,g], lo, min(T, lo+rows), scale, above, m, softcap, scores)
+                p = torch.softmax(s, -1, out=weights[:s.numel()].view_as(s))
+                lse = s.amax(-1) - p.amax(-1).log_()
+                out[b,g,:,lo:lo+rows] = (lse - p.mul_(s).sum(-1)).view_as(out[b,g,:,lo:lo+rows])
     return out.view(B, H, T)
 
 # %% ../nbs/05_attention.ipynb #e0d71dc3
@@ -123,6 +135,17 @@ def _attach(self:Instrument):
 def remove(self:Instrument):
     "Take the instrument off; the model is what it was. May be called twice."
     while self._undo: self._undo.pop()()
+
+@patch
+@contextmanager
+def closed(self:Instrument,
+    heads # of (layer, head)
+):
+    "Heads are closed while the block runs; then their gates are what they were, also when something raises."
+    was = self.gates.detach().clone()
+    for l,h in heads: self.gates.data[l,h] = 0
+    try: yield self
+    finally: self.gates.data.copy_(was)
 
 @patch
 def __repr__(self:Instrument): return f"instrument on {self.lm.name}: {int((self.gates!=0).sum())} of {sum(self.anatomy.heads)} heads open"
@@ -174,7 +197,7 @@ def instrument(
 class EntropyRecord:
     "Entropy of attention, summed up per head."
     def __init__(self, inst, every=1, per_token=False):
-        self.inst,self.every,self.keep,self.padding = inst,every,per_token,None
+        self.inst,self.every,self.keep,self.padding,self.memory = inst,every,per_token,None,[]
         with torch.inference_mode(False):
             self.sum,self.square = torch.zeros(2, *inst.gates.shape, device=inst.gates.device, dtype=torch.float64)
             self.rows = torch.zeros(len(inst.gates), 1, device=inst.gates.device)
@@ -217,14 +240,13 @@ def hear(self:EntropyRecord, layer, module, q, k, mask, kwargs):
     causal = mask is None and T>1 and is_causal
     if isinstance(mask, BlockMask): mask = create_mask(mask.mask_mod, q.shape[0], 1, T, S, device=q.device)
     mask = biased(mask if mask is None else mask[...,:S], kwargs.get('position_bias'), causal)
-    causal = causal and mask is None
+    causal = self.every if causal and mask is None else 0
     real = real_rows(self.padding, mask, q)
     if self.every>1:
-        at = torch.arange(self.every-1, T, self.every, device=q.device)
-        if causal: mask,causal = (torch.arange(S, device=q.device) <= at[:,None])[None,None],False
-        elif mask is not None: mask = mask[:,:,at]
+        at = torch.arange(T, device=q.device)[self.every-1::self.every]
+        if mask is not None: mask = mask[:,:,at]
         q,real = q[:,:,at],real[:,at]
-    e = attention_entropy(q, k, kwargs.get('scaling'), causal, mask, kwargs.get('softcap'))
+    e = attention_entropy(q, k, kwargs.get('scaling'), causal, mask, kwargs.get('softcap'), memory=self.memory)
     w,n = torch.where(real[:,None], e.double(), 0.).to(self.sum.device),e.shape[1]
     self.sum[i,:n] += w.sum((0,2)); self.square[i,:n] += (w*w).sum((0,2)); self.rows[i] += real.sum().to(self.rows.device)
     if self.keep: self.tokens[i].append(torch.where(real[:,None], e, torch.nan))
@@ -242,7 +264,9 @@ def record(self:Instrument,
         if l.sinks: raise PlasticityError(f"entropy is not defined for {l.name}: {self.anatomy.model_name} has attention sinks, which take part of the probability away from the tokens")
     was,self.listening = self.listening,EntropyRecord(self, every, per_token)
     try: yield self.listening
-    finally: self.listening = was
+    finally:
+        self.listening.memory.clear()
+        self.listening = was
 
 # %% ../nbs/05_attention.ipynb #b74d6764
 @torch.no_grad()

