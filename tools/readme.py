@@ -20,7 +20,7 @@ def readme(notebook):
             options = extract_directives(cell)
             if options.keys() & {'hide', 'default_exp', 'export', 'exporti'} or options.get('include:') == ['false']: continue
             cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
-            if options.get('echo:') == ['false']: cell['transient'] = {'remove_source': True}
+            if options.get('echo:') == ['false']: cell.metadata['transient'] = {'remove_source': True}
             for out in cell.outputs:
                 if 'data' in out and 'text/markdown' in out.data: out.data = {'text/markdown': out.data['text/markdown']}
                 elif 'data' in out and 'text/plain' in out.data: out.data = {'text/plain': out.data['text/plain']}
