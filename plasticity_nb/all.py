@@ -10,8 +10,8 @@ import ast, importlib
 from importlib.resources import files
 
 # %% ../nbs/10_all.ipynb #8dba64bc
-MODULES = ('errors fetch models anatomy zoo text runs attention probe metrics look dashboard '
-           'cycle.prune cycle.grow cycle.finetune cycle.system').split()
+MODULES = ('errors fetch models anatomy zoo text runs attention probe weights metrics look dashboard '
+           'rcg.incoherence rcg.stress rcg.collapse cycle.prune cycle.grow cycle.finetune cycle.system').split()
 
 def public_names(
     module:str # path inside of the package

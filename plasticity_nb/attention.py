@@ -142,7 +142,9 @@ def closed(self:Instrument,
     heads # of (layer, head)
 ):
     "Heads are closed while the block runs; then their gates are what they were, also when something raises."
-    was = self.gates.detach().clone()
+    was,heads = self.gates.detach().clone(),list(heads)
+    for l,h in heads:
+        if not (0<=l<len(self.anatomy.heads) and 0<=h<self.anatomy.heads[l]): raise PlasticityError(f"there is no head ({l}, {h}) in {self.lm.name}: give (layer, head), counted from 0")
     for l,h in heads: self.gates.data[l,h] = 0
     try: yield self
     finally: self.gates.data.copy_(was)
@@ -259,6 +261,7 @@ def record(self:Instrument,
     per_token:bool=False # keep entropies of all tokens in `.tokens[layer]`, nan at padding
 )->EntropyRecord: # fills while the block runs
     "Listen to the entropy of every head."
+    if not isinstance(every, int) or every<1: raise PlasticityError(f"every={every} is not a whole number from 1: give 4 to look at each fourth row")
     for l in self.anatomy.layers:
         if not l.interface: raise PlasticityError(f"the attention weights of {l.name} cannot be seen: {self.anatomy.model_name} computes attention in its own code, so entropy is not available (gates are)")
         if l.sinks: raise PlasticityError(f"entropy is not defined for {l.name}: {self.anatomy.model_name} has attention sinks, which take part of the probability away from the tokens")

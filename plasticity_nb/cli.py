@@ -18,6 +18,7 @@ def one_sentence(f):
     "Turn a `PlasticityError` into a sentence on stderr and exit code 2; Ctrl-C into exit code 130."
     @wraps(f)
     def run(*args, **kwargs):
+        if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a terminal that cannot show a sign shows '?'
         try: return f(*args, **kwargs)
         except (PlasticityError, KeyboardInterrupt) as e:
             print(f"{f.__name__}: {e if isinstance(e, PlasticityError) else 'stopped'}", *getattr(e, '__notes__', []), sep='; ', file=sys.stderr)

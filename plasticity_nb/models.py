@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 from transformers.utils import logging as hf_logging
+from huggingface_hub.utils import logging as hub_logging
 
 import plasticity_nb
 from .errors import PlasticityError
@@ -104,8 +105,9 @@ def load_options(
     except RuntimeError as e: raise PlasticityError(f"device={device!r} is not a device of torch: use cpu, cuda or cuda:1") from e
     if device.type=='cuda' and not torch.cuda.is_available(): raise PlasticityError(f"device={device} was asked for but torch sees no GPU: use device='cpu'")
     if device.type=='cuda' and (device.index or 0)>=torch.cuda.device_count(): raise PlasticityError(f"device={device} was asked for but torch sees only {torch.cuda.device_count()} GPU(s), cuda:0 the first: use a smaller number")
+    if device.type not in ('cpu','cuda') and not (hasattr(torch, device.type) and getattr(torch, device.type).is_available()): raise PlasticityError(f"device={device} was asked for but torch sees none here: use device='cpu'")
     if isinstance(dtype, str):
-        if not isinstance(getattr(torch, dtype, None), torch.dtype): raise PlasticityError(f"dtype={dtype!r} is not a torch type: use float32, bfloat16 or float16")
+        if not getattr(getattr(torch, dtype, None), 'is_floating_point', False): raise PlasticityError(f"dtype={dtype!r} is not a torch type: use float32, bfloat16 or float16")
         dtype = getattr(torch, dtype)
     opts = dict(dtype=dtype or (torch.float32 if device.type=='cpu' else 'auto'), device_map={'': device})
     if quantize: opts['quantization_config'] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
@@ -117,10 +119,11 @@ def load_options(
 def quiet_bars():
     "Loading and saving print no bars and no report of transformers' own; what is wrong with a checkpoint is raised by `check_loaded`."
     was,level = hf_logging.is_progress_bar_enabled(),hf_logging.get_verbosity()
-    hf_logging.disable_progress_bar(); hf_logging.set_verbosity_error()
+    hub_level = hub_logging.get_verbosity()
+    hf_logging.disable_progress_bar(); hf_logging.set_verbosity_error(); hub_logging.set_verbosity_error()
     try: yield
     finally:
-        hf_logging.set_verbosity(level)
+        hf_logging.set_verbosity(level); hub_logging.set_verbosity(hub_level)
         if was: hf_logging.enable_progress_bar()
 
 # %% ../nbs/01_models.ipynb #8d4a59a3

@@ -6,7 +6,7 @@
 __all__ = ['Probe', 'probe', 'SparseTrace', 'strongest', 'load_trace', 'overlap']
 
 # %% ../nbs/06_probe.ipynb #d96c8b6b
-import math
+import inspect, math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +36,9 @@ class Probe:
 # %% ../nbs/06_probe.ipynb #d43cdc3b
 @patch
 def _begin(self:Probe, module, args, kwargs):
-    x = kwargs.get('input_ids', args[0] if args else None)
-    x = kwargs['inputs_embeds'] if x is None else x
-    m = kwargs.get('attention_mask')
+    named = dict(zip(inspect.signature(module.forward).parameters, args)) | kwargs
+    x,m = named.get('input_ids'),named.get('attention_mask')
+    x = named['inputs_embeds'] if x is None else x
     self.padding = m[:,-x.shape[1]:,None].float() if m is not None and m.dim()==2 else None
     self.tokens = self.tokens + (x.shape[0]*x.shape[1] if self.padding is None else self.padding.sum())
 

@@ -286,7 +286,10 @@ def checkpoint(self:Run,
             for p in [*beside.rglob('*'), beside]: _to_disk(p)
             beside.rename(to)
             _to_disk(to.parent)
-    except BaseException: _remove(beside); raise
+    except BaseException as e:
+        _remove(beside)
+        if isinstance(e, OSError) or type(e).__name__=='SafetensorError': raise PlasticityError(f'checkpoint {name} could not be written ({e}): free some space, or give another output_dir') from e
+        raise
 
 # %% ../nbs/04_runs.ipynb #e390e031
 @patch
@@ -308,7 +311,8 @@ def _shown(self:Run):
 def _facts(self:Run):
     "What a person wants to know of a run, as (name, text) pairs."
     config, events = self.config, self.events()
-    state = 'finished' if (self.path/'results.json').exists() else f'last event: {events[-1].get("kind")}' if events else 'nothing happened yet'
+    last = events[-1].get('kind') if events else None
+    state = {None: 'nothing happened yet', 'done': 'finished', 'failed': 'stopped before its end'}.get(last, f'last event: {last}')
     torn = f', {len(events.torn)} torn' if events.torn else ''
     asked = ', '.join(f'{k}={v}' for k, v in config['config'].items() if not isinstance(v, dict))
     return [('system', config['system']), ('folder', self._shown()), ('begun', config['created']), ('asked for', asked), ('state', state),

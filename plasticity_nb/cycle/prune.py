@@ -7,6 +7,8 @@ __all__ = ['gate_gradients', 'taylor_importance', 'check_share', 'open_heads', '
            'prune_heads']
 
 # %% ../../nbs/cycle/00_prune.ipynb #18e1c0f7
+from numbers import Real
+
 import torch
 from fastcore.basics import patch
 
@@ -45,7 +47,7 @@ def check_share(
     what:str # its name, for the sentence
 ):
     "Raise unless a share is one."
-    if not isinstance(share, (int,float)) or not 0<=share<=1:
+    if not isinstance(share, Real) or not 0<=share<=1:
         raise PlasticityError(f"{what} {share} is outside 0...1: give a share, such as 0.3 for 30 %")
 
 def open_heads(inst:Instrument)->torch.Tensor: # LongTensor [n, 2] of (layer, head)
