@@ -129,7 +129,7 @@ class Scene:
         token:torch.Tensor, # LongTensor [B]: emitted
         runner_up:torch.Tensor, # LongTensor [B]: what would have been emitted else
         unusual:torch.Tensor=None, # [B, layers, heads] in [0, 1]: how unusual the attention of each head is (`H_attention`)
-        generator:torch.Generator=None # for `random`
+        generator:torch.Generator=None # for the random control
     ):
         self.witness,self.readout,self.token,self.runner_up,self.unusual,self.generator = witness,readout,token,runner_up,unusual,generator
 
