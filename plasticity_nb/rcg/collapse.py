@@ -80,6 +80,7 @@ class Collapse:
     def __enter__(self): return self
     def __exit__(self, *exc): self.detach()
 
+# %% ../../nbs/rcg/02_collapse.ipynb #c87880aa
 @patch
 def _write(self:Collapse, line):
     if self.journal: append_line(self.journal, line)
@@ -107,6 +108,7 @@ def _change(self:Collapse, **line):
     self._do(line)
     return line
 
+# %% ../../nbs/rcg/02_collapse.ipynb #90ef494a
 @patch
 def stress_of(self:Collapse,
     w:PathwayWeights,

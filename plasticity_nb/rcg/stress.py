@@ -67,6 +67,7 @@ class Readout:
     def remove(self): self._hook.remove() # take the hook off
     def _keep(self, module, args): self.stream = args[0].detach()[:,-1]
 
+# %% ../../nbs/rcg/01_stress.ipynb #4b13b4b6
 @patch
 @torch.no_grad()
 def _find(self:Readout):
@@ -80,6 +81,7 @@ def _find(self:Readout):
     if not same or not any(p.dim()==1 for p in same[-1].parameters()): raise PlasticityError(f"{self.lm.name} has no norm in front of its unembedding, so blame cannot be read from its logits: use targeting 'activation'")
     return same[-1]
 
+# %% ../../nbs/rcg/01_stress.ipynb #661199d8
 @patch
 @torch.no_grad()
 def direction(self:Readout,
@@ -181,6 +183,7 @@ class StressField:
     @property
     def n_bytes(self): return sum(t.numel()*t.element_size() for t in (self.heads, self.index, self.value)) # that the field takes
 
+# %% ../../nbs/rcg/01_stress.ipynb #d91deaff
 @patch
 def rest(self:StressField):
     "A token that leaves nothing: decay alone."
@@ -209,6 +212,7 @@ def deposit(self:StressField,
         value = torch.zeros(len(index), device=index.device).index_add_(0, where, torch.cat([self.value, v.flatten()]))
         self.index,self.value = index[value>self.floor],value[value>self.floor]
 
+# %% ../../nbs/rcg/01_stress.ipynb #12cb378e
 @patch
 def neurons(self:StressField,
     layer:int # index of the layer
