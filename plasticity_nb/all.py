@@ -11,7 +11,7 @@ from importlib.resources import files
 
 # %% ../nbs/10_all.ipynb #8dba64bc
 MODULES = ('errors fetch models anatomy zoo text runs attention probe weights metrics look dashboard '
-           'rcg.incoherence rcg.stress rcg.collapse cycle.prune cycle.grow cycle.finetune cycle.system').split()
+           'rcg.patch rcg.incoherence rcg.stress rcg.collapse rcg.activations rcg.engine cycle.prune cycle.grow cycle.finetune cycle.system').split()
 
 def public_names(
     module:str # path inside of the package

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['score_rows', 'pieces', 'attention_entropy', 'LayerGate', 'Instrument', 'apply_gate', 'plastic_attention',
-           'instrument', 'EntropyRecord', 'real_rows', 'biased', 'gate_against_slice', 'causality_gap', 'cache_gap']
+           'instrument', 'EntropyRecord', 'real_rows', 'biased', 'row_entropy', 'gate_against_slice', 'causality_gap',
+           'cache_gap']
 
 # %% ../nbs/05_attention.ipynb #4cff6dc8
 import inspect
@@ -103,9 +104,10 @@ class Instrument:
     "Gates and entropy on a living model."
     def __init__(self,
         lm, # `LM` or transformers decoder
-        trainable:bool=False # gates are to be learned
+        trainable:bool=False, # gates are to be learned
+        gating:bool=True # False: for listening alone, gates do nothing and cost nothing
     ):
-        self.lm = as_lm(lm)
+        self.lm,self.gating = as_lm(lm),gating
         self.anatomy = self.lm.anatomy
         with torch.inference_mode(False):
             self.gates = nn.Parameter(self.anatomy.exists.to(self.lm.device, torch.float32), requires_grad=trainable)
@@ -128,7 +130,7 @@ def _attach(self:Instrument):
         if l.interface:
             module.plastic = gate
             self._undo.append(lambda m=module: delattr(m, 'plastic'))
-        if l.gate_at=='projection': self._undo.append(modules[l.out.name].register_forward_pre_hook(_gate_input(gate, l.value_dim)).remove)
+        if l.gate_at=='projection' and self.gating: self._undo.append(modules[l.out.name].register_forward_pre_hook(_gate_input(gate, l.value_dim)).remove)
     self._undo.append(model.register_forward_pre_hook(self._note_padding, with_kwargs=True).remove)
 
 @patch
@@ -177,7 +179,7 @@ def plastic_attention(base, module, query, key, value, attention_mask=None, *arg
     layer = getattr(module, 'plastic', None)
     if layer is None: return out,*rest
     if layer.inst.listening is not None: layer.inst.listening.hear(layer, module, query, key, attention_mask, kwargs)
-    if layer.inst.anatomy.layers[layer.i].gate_at=='attention': out = apply_gate(out, layer.gate)
+    if layer.inst.gating and layer.inst.anatomy.layers[layer.i].gate_at=='attention': out = apply_gate(out, layer.gate)
     return out,*rest
 register_attention('plastic', plastic_attention)
 
@@ -190,16 +192,18 @@ def _note_padding(self:Instrument, module, args, kwargs):
 
 def instrument(
     lm, # `LM` or transformers decoder
-    trainable:bool=False # whether the gates are to be learned
+    trainable:bool=False, # whether the gates are to be learned
+    gating:bool=True # False: for listening alone, gates do nothing and cost nothing
 )->Instrument: # use it in `with`, or call its `remove()`
     "Put gates and entropy recording on a model."
-    return Instrument(lm, trainable)
+    return Instrument(lm, trainable, gating)
 
 # %% ../nbs/05_attention.ipynb #8c579d5b
 class EntropyRecord:
     "Entropy of attention, summed up per head."
-    def __init__(self, inst, every=1, per_token=False):
-        self.inst,self.every,self.keep,self.padding,self.memory = inst,every,per_token,None,[]
+    def __init__(self, inst, every=1, per_token=False, newest=False):
+        self.inst,self.every,self.keep,self.only_newest,self.padding,self.memory = inst,every,per_token,newest,None,[]
+        self.newest = None # [B, layers, heads] of the last call, nats; 0 where a layer has no such head
         with torch.inference_mode(False):
             self.sum,self.square = torch.zeros(2, *inst.gates.shape, device=inst.gates.device, dtype=torch.float64)
             self.rows = torch.zeros(len(inst.gates), 1, device=inst.gates.device)
@@ -234,10 +238,36 @@ def biased(
     return torch.where(mask, bias, torch.finfo(bias.dtype).min)
 
 # %% ../nbs/05_attention.ipynb #d8e5f313
+@torch.no_grad()
+def row_entropy(
+    q:torch.Tensor, # [B, H, D]: one query of each head
+    k:torch.Tensor, # [B, KV, S, D]
+    scale:float=None, # of the scores; default 1/sqrt(D)
+    mask:torch.Tensor=None, # [B, 1 or H, S]: True where seen, or a float added to the scores
+    softcap:float=None # as in `attention_entropy`
+)->torch.Tensor: # float32 [B, H], nats
+    "Entropy of one row, with as few operations as possible, since each token of a text that is being written pays for them."
+    B,H,D = q.shape
+    s = (q.float()*(D**-.5 if scale is None else scale)).view(B, k.shape[1], -1, D) @ k.float().mT
+    s = s.view(B, H, -1)
+    if softcap is not None: s = torch.tanh(s/softcap)*softcap
+    if mask is not None: s = s.masked_fill(~mask, -1e30) if mask.dtype==torch.bool else (s+mask).clamp(min=-1e30)
+    return torch.special.entr(s.softmax(-1)).sum(-1)
+
+@patch
+def hear_newest(self:EntropyRecord, i, q, k, mask, kwargs):
+    "The last row alone."
+    mask = biased(mask, kwargs.get('position_bias'), False)
+    e = row_entropy(q[:,:,-1], k, kwargs.get('scaling'), None if mask is None else mask[:,:,-1], kwargs.get('softcap'))
+    if self.newest is None or len(self.newest)!=len(e):
+        with torch.inference_mode(False): self.newest = torch.zeros(len(e), *self.inst.gates.shape, device=e.device)
+    self.newest[:,i,:e.shape[1]] = e
+
 @patch
 def hear(self:EntropyRecord, layer, module, q, k, mask, kwargs):
     "Add one attention call to the record."
     T,S,i = q.shape[2],k.shape[2],layer.i
+    if self.only_newest and not isinstance(mask, BlockMask): return self.hear_newest(i, q, k, mask if mask is None else mask[...,:S], kwargs)
     is_causal = kwargs.get('is_causal') if kwargs.get('is_causal') is not None else getattr(module, 'is_causal', True)
     causal = mask is None and T>1 and is_causal
     if isinstance(mask, BlockMask): mask = create_mask(mask.mask_mod, q.shape[0], 1, T, S, device=q.device)
@@ -252,26 +282,30 @@ def hear(self:EntropyRecord, layer, module, q, k, mask, kwargs):
     w,n = torch.where(real[:,None], e.double(), 0.).to(self.sum.device),e.shape[1]
     self.sum[i,:n] += w.sum((0,2)); self.square[i,:n] += (w*w).sum((0,2)); self.rows[i] += real.sum().to(self.rows.device)
     if self.keep: self.tokens[i].append(torch.where(real[:,None], e, torch.nan))
+    if self.only_newest:
+        if self.newest is None or len(self.newest)!=len(e): self.newest = torch.zeros(len(e), *self.inst.gates.shape, device=e.device)
+        self.newest[:,i,:n] = e[...,-1]
 
 # %% ../nbs/05_attention.ipynb #ada65af1
 @patch
 @contextmanager
 def record(self:Instrument,
     every:int=1, # look at each `every`-th row only
-    per_token:bool=False # keep entropies of all tokens in `.tokens[layer]`, nan at padding
+    per_token:bool=False, # keep entropies of all tokens in `.tokens[layer]`, nan at padding
+    newest:bool=False # only the last row of each call, in `.newest`
 )->EntropyRecord: # fills while the block runs
     "Listen to the entropy of every head."
     if not isinstance(every, int) or every<1: raise PlasticityError(f"every={every} is not a whole number from 1: give 4 to look at each fourth row")
     for l in self.anatomy.layers:
         if not l.interface: raise PlasticityError(f"the attention weights of {l.name} cannot be seen: {self.anatomy.model_name} computes attention in its own code, so entropy is not available (gates are)")
         if l.sinks: raise PlasticityError(f"entropy is not defined for {l.name}: {self.anatomy.model_name} has attention sinks, which take part of the probability away from the tokens")
-    was,self.listening = self.listening,EntropyRecord(self, every, per_token)
-    try: yield self.listening
+    was,self.listening = self.listening,(rec := EntropyRecord(self, every, per_token, newest))
+    try: yield rec
     finally:
-        self.listening.memory.clear()
+        rec.memory.clear()
         self.listening = was
 
-# %% ../nbs/05_attention.ipynb #b74d6764
+# %% ../nbs/05_attention.ipynb #7c6c8125
 @torch.no_grad()
 def gate_against_slice(
     model, # transformers decoder
@@ -293,7 +327,7 @@ def gate_against_slice(
                 if l.n_heads>1: control = min(control, (y-slices[(h+1)%l.n_heads]).abs().max().item())
     return worst,control
 
-# %% ../nbs/05_attention.ipynb #307d17d0
+# %% ../nbs/05_attention.ipynb #20b157b1
 @torch.no_grad()
 def causality_gap(
     model, # transformers decoder, perhaps instrumented

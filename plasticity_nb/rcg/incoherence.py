@@ -64,10 +64,18 @@ def step(self:H_repetition,
     token:torch.Tensor # LongTensor [B]: the newest of each text
 )->torch.Tensor: # float32 [B], 0...1
     "Add a token to every text."
-    self.run.add_(1).mul_(self.past==token[:,None])
-    self.past[:,1:] = self.past[:,:-1].clone()
-    self.past[:,0] = token
+    self.before = self.run,self.past
+    self.run = (self.run+1)*(self.past==token[:,None])
+    self.past = torch.cat([token[:,None], self.past[:,:-1]], 1)
     return self.signal
+
+@patch
+def revise(self:H_repetition,
+    token:torch.Tensor # LongTensor [B]
+)->torch.Tensor: # float32 [B], 0...1
+    "Put another token in place of the newest."
+    self.run,self.past = self.before
+    return self.step(token)
 
 @patch(as_prop=True)
 def signal(self:H_repetition)->torch.Tensor: # float32 [B], 0...1
@@ -190,6 +198,8 @@ class IncoherenceConfig:
     temperature:float=1. # of the softmax weighting; from 1 up no signal that grows lowers the sum
     weights:dict=None # signal -> weight: fixed weights instead
     window:int=128 # tokens in which a repetition is found
+    longest:int=8 # n-grams of 2 ... longest tokens count as repeated
+    enough:int=3 # earlier occurrences that make a loop
     decay:float=.98 # of the baselines
     warmup:int=16 # tokens until the baselines are believed
 
@@ -219,7 +229,7 @@ class Incoherence:
         exists:torch.Tensor=None # BoolTensor [layers, heads], as `Anatomy.exists`, where layers have different numbers of heads
     ):
         self.config = c = config or IncoherenceConfig()
-        self.repetition = H_repetition(c.window)
+        self.repetition = H_repetition(c.window, c.longest, c.enough)
         self.attention,self.dynamism = H_attention(exists, c.decay, c.warmup),H_dynamism(c.decay, c.warmup)
         self.keys = self.weights = None # tokens that each text has; fixed weights
 
@@ -244,7 +254,7 @@ def start(self:Incoherence,
 def step(self:Incoherence,
     token:torch.Tensor, # LongTensor [B]: the newest token of each text
     logits:torch.Tensor=None, # [B, V] that it was drawn from
-    attention_entropy:torch.Tensor=None, # [B, layers, heads] in the forward pass that gave those logits, nats
+    attention_entropy:torch.Tensor=None, # [B, layers, heads] in the forward pass that gave those logits, nats; None after the first: the signal stays what it was
     mlp_variance:torch.Tensor=None, # [B, layers] in the same pass, from `neuron_variance`
     active:torch.Tensor=None # BoolTensor [B]: False where a text has ended, whose signals are 0 then
 )->dict: # signal -> float32 [B], 0...1; 'incoherence' is their weighted mean
@@ -252,12 +262,26 @@ def step(self:Incoherence,
     if self.keys is None or token.shape!=self.keys.shape: raise PlasticityError(f"tokens of shape {list(token.shape)} do not continue {'nothing' if self.keys is None else f'{len(self.keys)} texts'}: call start() with the prompts of the batch, then give one token a text")
     given = dict(entropy=logits, repetition=token, attention=attention_entropy, dynamism=mlp_variance)
     for s in self.config.signals:
-        if given[s] is None: raise PlasticityError(f"the signal {s} is on but was given nothing to hear: give logits, attention_entropy and mlp_variance, or leave it out of the config's signals")
+        if given[s] is None and dict(attention=self.attention.heads, dynamism=self.dynamism.layers).get(s) is None: raise PlasticityError(f"the signal {s} is on but was given nothing to hear: give logits, attention_entropy and mlp_variance, or leave it out of the config's signals")
     hear = dict(entropy=H_entropy, repetition=self.repetition.step, attention=lambda e: self.attention.step(e, self.keys), dynamism=self.dynamism.step)
-    H = torch.stack([hear[s](given[s]) for s in self.config.signals], 1)
+    H = torch.stack([self.H[:,i] if given[s] is None else hear[s](given[s]) for i,s in enumerate(self.config.signals)], 1)
     if active is not None: H = H*active[:,None]
     self.keys += 1
+    return self._named(H)
+
+@patch
+def _named(self:Incoherence, H):
+    self.H = H
     return dict(zip(self.config.signals, H.unbind(1)), incoherence=combine(H, self.config.temperature, self.weights))
+
+@patch
+def revise(self:Incoherence,
+    token:torch.Tensor # LongTensor [B]: in place of the newest
+)->dict: # the signals with it
+    "The model has thought better of its newest token."
+    if 'repetition' not in self.config.signals: return self._named(self.H)
+    i = self.config.signals.index('repetition')
+    return self._named(torch.cat([self.H[:,:i], self.repetition.revise(token)[:,None], self.H[:,i+1:]], 1))
 
 # %% ../../nbs/rcg/00_incoherence.ipynb #6d9d7523
 @contextmanager
