@@ -251,11 +251,13 @@ def number(x, d): return '\u2013' if x is None or math.isnan(x) else f'{x:,.{d}f
 def signed(x, d): return '\u2013' if math.isnan(x) else f'{x:+,.{d}f}'.replace('-', '\u2212')
 def zero_free(x, d): return 0. if abs(x)<.5*10**-d else x # no \u22120.00
 
-def values_table(s):
+TEXT,COST = ('rep4','distinct3','judge','outside'),('rise','middle','collapses') # two halves, so that a table is not wider than a page
+
+def values_table(s, measures=MEASURES):
     "The measures of a summary, as Markdown."
-    head = f"| | {' | '.join(MEASURES.values())} |\n|---|{'---:|'*len(MEASURES)}\n"
+    head = f"| | {' | '.join(MEASURES[m] for m in measures)} |\n|---|{'---:|'*len(measures)}\n"
     cell = lambda r,m: signed(*(lambda d: (zero_free(r[m], d), d))(2 if abs(r[m])<10 else 1 if abs(r[m])<100 else 0)) if m in ('rise','middle') else number(r[m], DIGITS[m])
-    return head+'\n'.join(f"| {k}{' ('+str(int(r.seeds))+' seeds)' if r.seeds>1 else ''} | {' | '.join(cell(r, m) for m in MEASURES)} |" for k,r in s.iterrows())
+    return head+'\n'.join(f"| {k}{' ('+str(int(r.seeds))+' seeds)' if r.seeds>1 else ''} | {' | '.join(cell(r, m) for m in measures)} |" for k,r in s.iterrows())
 
 def differences_table(s, against, measures=('rep4','judge','outside')):
     "Differences of a summary to one of its conditions, with their intervals, as Markdown."

@@ -443,10 +443,10 @@ def plasticity_rcg(
     quantize:str=None, # nf4: the weights in 4 bits
     device:str=None, # cpu or cuda; default: the GPU if there is one
     targeting:str='contrastive', # who is blamed: contrastive, attribution, activation or random
-    threshold:float=None, # stress past which a pathway collapses; default 1
-    share:float=None, # of its weight that a pathway gives in a collapse; default 0.5
-    relax:float=None, # share of the way back at every coherent token; default 0.2
-    sites:str='blamed', # where weight moves: blamed, or random, a control with as many edits
+    threshold:float=None, # stress past which a pathway collapses; default 0.2
+    share:float=None, # of its weight that a pathway gives in a collapse; default 0.3
+    relax:float=None, # share of the way back at every coherent token; default 0.6
+    sites:str='blamed', # where weight moves: blamed, or random, a control by the same rule
     calibrate:store_true=False, # take the threshold from coherent text
     no_edits:store_true=False, # watch only
     do_sample:store_true=False, # draw tokens instead of taking the likeliest

@@ -33,13 +33,13 @@ class CollapseConfig:
     refractory:int=4 # tokens in which a pathway that has collapsed cannot collapse again
     relax:float=.2 # share of the way back to the base at every coherent token
     reach:int=64 # weight moves among neighbours: pathways 0 ... reach-1 of a matrix, the next as many, and so on
-    sites:str='blamed' # where the weight moves: 'blamed', or 'random', a control with as many edits of the same size
+    sites:str='blamed' # where the weight moves: 'blamed', or 'random', a control by the same rule (it makes more edits, since loops go on)
     prune_after:int=0 # collapses after which a head's gate is closed; 0: never
     return_after:int=32 # coherent tokens after which it opens again
 
     def __post_init__(self):
         if self.snap is None: self.snap = math.inf # JSON knows no infinity
-        if not 0<self.threshold<float('inf'): raise PlasticityError(f"threshold {self.threshold} is not a positive number: take it from `natural_threshold`")
+        if not 0<self.threshold<float('inf'): raise PlasticityError(f"threshold {self.threshold} is not a positive number: give a stress above 0, or let calibrate find it")
         if not self.snap>=self.threshold: raise PlasticityError(f"snap {self.snap} is below the threshold {self.threshold}: give at least as much (inf for never)")
         if not 0<self.share<=1: raise PlasticityError(f"share {self.share} is outside 0...1, or 0: give what a pathway loses, for instance 0.5")
         for name in ('calm','relax'):
@@ -128,7 +128,7 @@ def settle(self:Trigger,
 
 @patch
 def elsewhere(self:Trigger, part, over, share):
-    "The control: as many collapses of the same size, at random places among all matrices of the kind."
+    "The control: the collapses that are due, at random places among all matrices of the kind."
     real = self.exists[part].flatten().nonzero().flatten()
     mix = torch.rand(len(over), len(real), generator=self.generator, device=over.device).argsort(1)
     o,s = over.flatten(1).clone(),share.flatten(1).clone()
