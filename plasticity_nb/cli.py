@@ -9,7 +9,7 @@ __all__ = ['one_sentence', 'print_results', 'plasticity_run', 'takes_colors', 's
 
 # %% ../nbs/09_cli.ipynb #09aa4cf3
 import inspect, os, re, sys, warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
 
@@ -408,7 +408,6 @@ def begin_prompts(
     o:dict # options of `plasticity_rcg`
 )->PromptRun: # a new run
     "What was asked for, checked as far as it can be without the model."
-    from plasticity_nb.rcg.collapse import CollapseConfig
     from plasticity_nb.rcg.engine import RCGConfig
     prompts,edits = read_prompts(o['prompt'], o['prompts_file']),not o['no_edits']
     if o['consolidate'] and not edits: raise PlasticityError("without edits there is nothing to consolidate: leave out --no_edits or --consolidate")
@@ -416,8 +415,8 @@ def begin_prompts(
     whole = {k:str(Path(o[k]).expanduser().absolute()) if o[k] else None for k in ('save_patch','apply_patch')}
     if o['save_patch'] and not Path(whole['save_patch']).parent.is_dir(): raise PlasticityError(f"there is no folder for the patch {o['save_patch']}: make it first")
     given = {k:o[k] for k in ('share','relax','sites','threshold') if o[k] is not None}
-    if 'threshold' in given: given['snap'] = o['threshold']*CollapseConfig().snap/CollapseConfig().threshold
-    config = RCGConfig(targeting=o['targeting'], collapse=CollapseConfig(**given))
+    config = RCGConfig(targeting=o['targeting'])
+    config.collapse = replace(config.collapse, **given)
     return PromptRun(dict(model_name=o['model_name'], prompts=prompts, **{k:o[k] for k in ('max_new_tokens','quantize','device','do_sample','temperature','top_p','seed','calibrate','consolidate')},
                           edits=edits, **whole, rcg=asdict(config)), o['output_dir'], quiet=o['quiet'])
 

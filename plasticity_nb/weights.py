@@ -408,6 +408,7 @@ def _render(self:PathwayWeights, multipliers):
     self._keep(lines)
     chunks = lines.split(max(1, s.at_once//s.size))
     news = [s.render([k.index_select(self.dim, self._slot.index_select(0, ls)) for k in self._kept], ls, m) for ls in chunks if len(ls)]
+    self.multipliers = self.multipliers.masked_fill(multipliers!=self.multipliers, torch.nan) # unknown while they are written: whoever is interrupted here rolls back from there
     for ls,new in zip(chunks, news):
         for p,x in zip(s.parts, new): put_lines(p, self.dim, ls, x)
     self.multipliers = multipliers

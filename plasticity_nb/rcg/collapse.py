@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..attention import Instrument, instrument
 from ..errors import PlasticityError
 from ..models import as_lm
-from .patch import Patch, consolidate
+from .patch import Patch, consolidate, fingerprint
 from .stress import StressField
 from ..runs import append_line, read_lines
 from ..weights import Transfer, head_weights, neuron_weights
@@ -45,6 +45,7 @@ class CollapseConfig:
         for name in ('calm','relax'):
             if not 0<=getattr(self, name)<=1: raise PlasticityError(f"{name} {getattr(self, name)} is outside 0...1: give a share")
         for name,least in dict(refractory=0, reach=2, prune_after=0, return_after=1).items():
+            if not isinstance(getattr(self, name), int): raise PlasticityError(f"{name} {getattr(self, name)!r} is no whole number: give one from {least}")
             if getattr(self, name)<least: raise PlasticityError(f"{name} {getattr(self, name)} is below {least}: give a whole number from {least}")
         if self.sites not in ('blamed','random'): raise PlasticityError(f"sites {self.sites!r} is not known: choose 'blamed', or 'random' for a control")
 
@@ -187,11 +188,12 @@ class Collapse:
         self.lm,self.config,self.journal,self.inst,self.own = as_lm(lm),config or CollapseConfig(),Path(journal) if journal else None,inst,False
         self.heads,self.neurons,self.patch = tuple(heads),tuple(neurons),patch
         if self.config.prune_after and not inst: self.inst,self.own = instrument(self.lm),True
+        self._write(dict(kind='begin', model=self.lm.name, base=fingerprint(self.lm) if self.journal else None, config=asdict(self.config), heads=list(heads), neurons=list(neurons)))
         self.weights = pathways(self.lm, heads, neurons)
         self.by_name = {w.name:w for w in self.weights}
         self.trigger = Trigger(self.lm, self.weights, self.config, seed=seed)
         self.events,self.done,self.off = [],{},set() # collapses, refused ones too; id -> `Transfer` in a log; names of matrices off their base
-        self._write(dict(kind='begin', model=self.lm.name, config=asdict(self.config), heads=list(heads), neurons=list(neurons)))
+        self.gates = {} # head that was pruned -> its gate before
 
     @property
     def token(self): return self.trigger.token
@@ -269,7 +271,9 @@ def _do(self:Collapse, line):
         t = self.done[line['id']]
         self.by_name[t.matrix].rollback(t)
     elif kind in ('prune','return'):
-        for l,h in line['heads']: self.inst.gates.data[l,h] = float(kind=='return')
+        for l,h in map(tuple, line['heads']):
+            if kind=='prune': self.gates[l,h] = float(self.inst.gates[l,h])
+            self.inst.gates.data[l,h] = 0. if kind=='prune' else self.gates.pop((l,h))
     elif kind=='rollback_all':
         for w in self.weights: w.rollback_all()
     elif kind=='consolidate': self.patch = consolidate(self.lm, self.weights, self.heads, self.neurons, self.patch)
@@ -364,9 +368,12 @@ def keep(self:Collapse)->Patch: # the change, to be saved; closed heads open aga
 @patch
 def detach(self:Collapse):
     "Roll back what was not consolidated, and let go of the weights."
-    if self.done or self.off or self.trigger.closed.any(): self.rollback_all()
-    for w in self.weights: w.detach()
-    if self.own: self.inst.remove()
+    try:
+        if self.done or self.off or self.trigger.closed.any(): self.rollback_all()
+    finally: # also where the journal cannot be written any more
+        for (l,h),g in self.gates.items(): self.inst.gates.data[l,h] = g
+        for w in self.weights: w.detach()
+        if self.own: self.inst.remove()
 
 # %% ../../nbs/rcg/02_collapse.ipynb #c255c4a6
 def replay(
@@ -377,6 +384,7 @@ def replay(
     lines = read_journal(journal)
     begin = lines[0]
     if begin['model']!=as_lm(lm).name: raise PlasticityError(f"{journal} is about {begin['model']}, not {as_lm(lm).name}: load that model")
+    if begin['base']!=fingerprint(lm): raise PlasticityError(f"{journal} was begun on other weights than those of this {begin['model']}: load the very model, with the patches that it had")
     c = Collapse(lm, CollapseConfig(**begin['config']), begin['heads'], begin['neurons'])
     c.journal,names = Path(journal),{(w.layer,w.part):w.name for w in c.weights}
     for line in lines[1:]:

@@ -68,13 +68,15 @@ def _keep_output(self:Witness, name):
 @patch
 @torch.no_grad()
 def rewritten(self:Witness,
-    layers=None # indices of those that may have changed; None: all
+    layers=None, # indices of those that may have changed; None: all
+    open=None # [layers, heads]: 0 for heads that have been closed since
 )->torch.Tensor: # float32 [batch, hidden]
     "What output and down projections, as they are now, would have written more than they did."
     total = 0.
     for i in range(len(self.heads)) if layers is None else layers:
         l = self.lm.anatomy.layers[i]
-        for name,x in [(l.out.name, self.heads[i].flatten(1))]+([(l.mlp.down.name, self.neurons[i])] if l.mlp else []):
+        h = self.heads[i] if open is None else self.heads[i]*open[i,:l.n_heads,None].to(self.heads[i].dtype)
+        for name,x in [(l.out.name, h.flatten(1))]+([(l.mlp.down.name, self.neurons[i])] if l.mlp else []):
             was = self.written[name]
             total = total + self.modules[name](x[:,None])[:,0].float()-was.detach().reshape(len(x), -1, was.shape[-1])[:,-1].float()
             self.written[name] = was
