@@ -263,6 +263,7 @@ def hear_newest(self:EntropyRecord, i, q, k, mask, kwargs):
         with torch.inference_mode(False): self.newest = torch.zeros(len(e), *self.inst.gates.shape, device=e.device)
     self.newest[:,i,:e.shape[1]] = e
 
+# %% ../nbs/05_attention.ipynb #e0cb267a
 @patch
 def hear(self:EntropyRecord, layer, module, q, k, mask, kwargs):
     "Add one attention call to the record."

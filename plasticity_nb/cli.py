@@ -150,6 +150,7 @@ def begin(self:LiveText,
     self.events,self.column = [],len(prompt.split('\n')[-1])
     self.put('\n' + (self.paint(title, '2')+'\n' if title else '') + self.paint(printable(prompt), '1'))
 
+# %% ../nbs/09_cli.ipynb #1361d1e7
 @patch
 def wrapped(self:LiveText,
     text:str # that comes next

@@ -187,13 +187,15 @@ class Collapse:
     ):
         self.lm,self.config,self.journal,self.inst,self.own = as_lm(lm),config or CollapseConfig(),Path(journal) if journal else None,inst,False
         self.heads,self.neurons,self.patch = tuple(heads),tuple(neurons),patch
-        if self.config.prune_after and not inst: self.inst,self.own = instrument(self.lm),True
         self._write(dict(kind='begin', model=self.lm.name, base=fingerprint(self.lm) if self.journal else None, config=asdict(self.config), heads=list(heads), neurons=list(neurons)))
         self.weights = pathways(self.lm, heads, neurons)
         self.by_name = {w.name:w for w in self.weights}
         self.trigger = Trigger(self.lm, self.weights, self.config, seed=seed)
         self.events,self.done,self.off = [],{},set() # collapses, refused ones too; id -> `Transfer` in a log; names of matrices off their base
         self.gates = {} # head that was pruned -> its gate before
+        if self.config.prune_after and not inst:
+            try: self.inst,self.own = instrument(self.lm),True
+            except BaseException: self.detach(); raise
 
     @property
     def token(self): return self.trigger.token
@@ -308,6 +310,7 @@ def step(self:Collapse,
     if self.config.prune_after: new += self._gates('prune', close)
     return new
 
+# %% ../../nbs/rcg/02_collapse.ipynb #2bad754a
 @patch
 def settle(self:Collapse,
     coherent:bool # whether the newest token was

@@ -226,6 +226,7 @@ def _one(self:Generation, i):
 @patch
 def _goes_on(self:Generation, i): return i+1<self.n and not (self.stop and not bool(self.active.any()))
 
+# %% ../../nbs/rcg/04_engine.ipynb #5865a430
 @patch
 def _record(self:Generation, step):
     "What a run folder keeps of a token; the journal of edits of weights is written by the collapse itself."
@@ -234,6 +235,7 @@ def _record(self:Generation, step):
     append_line(r.path('trace'), step.line())
     if self.on=='activations' and step.events: append_line(r.path('collapses'), dict(t=step.index, of=[{k:v for k,v in e.items() if k!='token'} for e in step.events]))
 
+# %% ../../nbs/rcg/04_engine.ipynb #9205b339
 @patch
 def _attach(self:Generation, stack):
     r,c,B = self.rcg,self.rcg.config,len(self.prompt)

@@ -23,6 +23,7 @@ class Newest:
         x = x.reshape(self.witness._batch, -1, x.shape[-1])[:,-1] # OPT lays texts and tokens in one axis
         return x if self.sizes[i] is None else x.unflatten(-1, (-1, self.sizes[i]))
 
+# %% ../../nbs/rcg/01_stress.ipynb #f58c7fab
 class Witness:
     "Keeps what heads and neurons gave to the newest token of each text."
     def __init__(self,
