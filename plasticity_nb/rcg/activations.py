@@ -127,12 +127,13 @@ def step(self:BatchCollapse,
     a,c = self.acts,self.config
     self.trigger.token += 1
     if coherent is not None: self.settle(coherent)
-    found,_ = self.trigger.look(field, a.multipliers)
+    found,close = self.trigger.look(field, a.multipliers)
     for p,(over,share,calm,_) in found.items():
         a.multipliers[p] = moved(a.multipliers[p], a.magnitude[p], over, share, calm)
         self.count += (over & calm.any(-1, keepdim=True)).sum((1,2))
     self._show()
     new = [e for p in found for e in self._events(p, *found[p])] if self.log else []
+    if self.log and c.prune_after: new += [dict(kind='prune', text=b, token=self.token, heads=close[b].nonzero().tolist()) for b in close.flatten(1).any(1).nonzero().flatten().tolist()]
     self.events += new
     return new
 
@@ -140,9 +141,10 @@ def step(self:BatchCollapse,
 def settle(self:BatchCollapse,
     coherent:torch.Tensor # BoolTensor [B]: texts whose newest token was
 ):
-    "After a coherent token the multipliers of its text relax, and in time what was pruned returns."
+    "The multipliers of every text go back a part of the way, and after enough coherent tokens what was pruned returns."
     self.trigger.settle(coherent)
-    if self.config.relax: self.relax(self.config.relax, coherent)
+    for rho,which in ((self.config.relax, coherent), (self.config.fade, ~coherent)):
+        if rho: self.relax(rho, which)
     self._show()
 
 @patch

@@ -9,6 +9,7 @@ __all__ = ['CollapseConfig', 'due', 'natural_threshold', 'places', 'neighbours',
 # %% ../../nbs/rcg/02_collapse.ipynb #6b881e90
 import math
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ class CollapseConfig:
     calm:float=.25 # a pathway receives if its stress is below this share of the threshold
     refractory:int=4 # tokens in which a pathway that has collapsed cannot collapse again
     relax:float=.2 # share of the way back to the base at every coherent token
+    fade:float=0. # and at every other, so that edits cannot pile up without end
     reach:int=64 # weight moves among neighbours: pathways 0 ... reach-1 of a matrix, the next as many, and so on
     sites:str='blamed' # where the weight moves: 'blamed', or 'random', a control by the same rule (it makes more edits, since loops go on)
     prune_after:int=0 # collapses after which a head's gate is closed; 0: never
@@ -39,10 +41,12 @@ class CollapseConfig:
 
     def __post_init__(self):
         if self.snap is None: self.snap = math.inf # JSON knows no infinity
+        for name in ('threshold','snap','share','calm','relax','fade'):
+            if not isinstance(getattr(self, name), Real): raise PlasticityError(f"{name} {getattr(self, name)!r} is no number: give one")
         if not 0<self.threshold<float('inf'): raise PlasticityError(f"threshold {self.threshold} is not a positive number: give a stress above 0, or let calibrate find it")
         if not self.snap>=self.threshold: raise PlasticityError(f"snap {self.snap} is below the threshold {self.threshold}: give at least as much (inf for never)")
         if not 0<self.share<=1: raise PlasticityError(f"share {self.share} is outside 0...1, or 0: give what a pathway loses, for instance 0.5")
-        for name in ('calm','relax'):
+        for name in ('calm','relax','fade'):
             if not 0<=getattr(self, name)<=1: raise PlasticityError(f"{name} {getattr(self, name)} is outside 0...1: give a share")
         for name,least in dict(refractory=0, reach=2, prune_after=0, return_after=1).items():
             if not isinstance(getattr(self, name), int): raise PlasticityError(f"{name} {getattr(self, name)!r} is no whole number: give one from {least}")
@@ -56,7 +60,8 @@ def due(
 )->tuple: # BoolTensor who collapses, shares they give, BoolTensor who may receive
     "Who collapses now."
     over = (stress>c.threshold) & (rested>=c.refractory)
-    return over, torch.where(stress>c.snap, 1., c.share), (stress<c.calm*c.threshold) & ~over
+    share = torch.full_like(stress, c.share, dtype=torch.float64).masked_fill(stress>c.snap, 1.)
+    return over, share, (stress<c.calm*c.threshold) & ~over
 
 # %% ../../nbs/rcg/02_collapse.ipynb #a92905f9
 def natural_threshold(
@@ -299,7 +304,7 @@ def step(self:Collapse,
     if len(field.heads)>1: raise PlasticityError(f"the weights are shared by {len(field.heads)} texts, and stress would change them for all: give one text at a time, or act on activations")
     self.trigger.token += 1
     if coherent is not None: self.settle(coherent)
-    if not bool(field.peak()>self.config.threshold): return []
+    if self.config.sites!='random' and not bool(field.peak()>self.config.threshold): return [] # the control draws at every token, as it does in a batch
     parts = self.trigger.parts.items()
     found,close = self.trigger.look(field, {p:torch.nn.utils.rnn.pad_sequence([w.multipliers for w in ws], batch_first=True)[None] for p,ws in parts})
     new = [e for p,ws in parts for e in self._due(ws, *found[p])]
@@ -310,16 +315,15 @@ def step(self:Collapse,
     if self.config.prune_after: new += self._gates('prune', close)
     return new
 
-# %% ../../nbs/rcg/02_collapse.ipynb #2bad754a
+# %% ../../nbs/rcg/02_collapse.ipynb #d704c74f
 @patch
 def settle(self:Collapse,
     coherent:bool # whether the newest token was
 ):
-    "After a coherent token weights relax, and in time what was pruned returns."
+    "Weights go back a part of the way, and after enough coherent tokens what was pruned returns."
     back = self.trigger.settle(torch.full((1,), coherent, device=self.lm.device))
-    if not coherent: return
-    if self.config.prune_after: self._gates('return', back)
-    self.relax(self.config.relax)
+    if self.config.prune_after and coherent: self._gates('return', back)
+    self.relax(self.config.relax if coherent else self.config.fade)
 
 @patch
 def _due(self:Collapse, ws, over, share, calm, stress):
@@ -338,7 +342,7 @@ def _gates(self:Collapse, kind, which):
     heads = which[0].nonzero().tolist()
     return [self._change(kind=kind, token=self.token, heads=heads)] if heads else []
 
-# %% ../../nbs/rcg/02_collapse.ipynb #d704c74f
+# %% ../../nbs/rcg/02_collapse.ipynb #c4949522
 @patch
 def relax(self:Collapse,
     rho:float # share of the way back to the base
@@ -378,7 +382,7 @@ def detach(self:Collapse):
         for w in self.weights: w.detach()
         if self.own: self.inst.remove()
 
-# %% ../../nbs/rcg/02_collapse.ipynb #c255c4a6
+# %% ../../nbs/rcg/02_collapse.ipynb #d96e1b56
 def replay(
     lm, # the same model, freshly loaded
     journal # path of the file that a `Collapse` wrote
