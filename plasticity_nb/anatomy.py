@@ -360,8 +360,9 @@ def neuron_rows(
 )->torch.Tensor: # LongTensor [width, k], or None where the pattern is not one we know
     "Which output features make each neuron, from three neurons and the two known layouts."
     W,F = target.shape[-1],leaf.shape[-1]
+    if not W: return None # a compact model may have no neurons left
     n = torch.arange(W)
-    ask = torch.tensor([0, 1, W-1])
+    ask = torch.tensor([0, 1, W-1]).clamp(max=W-1)
     infl = influence(target[...,ask].movedim(-1,1)[...,None], leaf)
     got = [set(r.nonzero().flatten().tolist()) for r in infl > infl.amax(1, keepdim=True)/20]
     for rows in ([n[:,None]] if F==W else [torch.stack([n, n+W], 1), torch.stack([2*n, 2*n+1], 1)]):

@@ -212,7 +212,7 @@ def read_prompts(
 # %% ../nbs/09_cli.ipynb #45eadb99
 def in_force(
     journal # path of a journal of collapses
-)->int: # collapses that were neither refused nor taken back when it ended
+)->int: # collapses that were neither refused nor rolled back when it ended; they may have relaxed
     "How many edits a model had when its journal ended."
     from plasticity_nb.rcg.collapse import read_journal
     from plasticity_nb.runs import read_lines
@@ -373,7 +373,7 @@ def finish(self:PromptRun):
 # %% ../nbs/09_cli.ipynb #7162d566
 @patch
 def interrupted(self:PromptRun):
-    "Say what was in force when the run was stopped, and keep its files under new names."
+    "Say how far the run had come when it was stopped, and keep its files under new names."
     from plasticity_nb.runs import read_lines
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # a torn last line is what a stopped process leaves
@@ -381,7 +381,7 @@ def interrupted(self:PromptRun):
             trace,journal = (self.run.path/f'{n}_{k:03d}.jsonl' for n in ('trace','collapses'))
             if not (trace.exists() or journal.exists()): continue
             n,on = sum('t' in l for l in read_lines(trace)),in_force(journal)
-            print(f"prompt {k+1} was interrupted after {n} tokens with {on} collapse{'s' if on!=1 else ''} in force; the model's files were never written, so it is begun again")
+            print(f"prompt {k+1} was interrupted after {n} tokens and {on} collapse{'s' if on!=1 else ''} that were not rolled back; the model's files were never written, so it is begun again")
             self.run.event('interrupted', number=k, tokens=n, in_force=on)
             put_aside(trace); put_aside(journal)
 
@@ -416,7 +416,8 @@ def begin_prompts(
     whole = {k:str(Path(o[k]).expanduser().absolute()) if o[k] else None for k in ('save_patch','apply_patch')}
     if o['save_patch'] and not Path(whole['save_patch']).parent.is_dir(): raise PlasticityError(f"there is no folder for the patch {o['save_patch']}: make it first")
     given = lambda *names: {k:o[k] for k in names if o[k] is not None}
-    config = RCGConfig(targeting=o['targeting'], **given('guard_every','guard_bound'))
+    if o['calibrate'] and o['threshold'] is not None: raise PlasticityError("calibrating finds the threshold: leave out --threshold or --calibrate")
+    config = RCGConfig(targeting=o['targeting'], **given('head_share','guard_every','guard_bound'))
     config.collapse = replace(config.collapse, **given('share','relax','fade','sites','threshold'))
     return PromptRun(dict(model_name=o['model_name'], prompts=prompts, **{k:o[k] for k in ('max_new_tokens','quantize','device','do_sample','temperature','top_p','seed','calibrate','consolidate')},
                           edits=edits, **whole, rcg=asdict(config)), o['output_dir'], quiet=o['quiet'])
@@ -443,6 +444,7 @@ def plasticity_rcg(
     quantize:str=None, # nf4: the weights in 4 bits
     device:str=None, # cpu or cuda; default: the GPU if there is one
     targeting:str='contrastive', # who is blamed: contrastive, attribution, activation or random
+    head_share:float=None, # share of the heads that a token's incoherence is laid on; default 0.1
     threshold:float=None, # stress past which a pathway collapses; default 0.2
     share:float=None, # of its weight that a pathway gives in a collapse; default 0.4
     relax:float=None, # share of the way back at every coherent token; default 0.9

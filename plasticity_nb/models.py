@@ -220,6 +220,9 @@ def load_lm(
     if path.suffix=='.gguf':
         if not path.is_file(): raise PlasticityError(f"there is no file {path}: give the path of a .gguf file")
         return load_gguf(path, **opts)
+    if (path/'compact.json').is_file(): # written by save_compact
+        from plasticity_nb.cycle.compact import load_compact
+        return load_compact(path, dtype, device, quantize)
     if path.is_dir(): return load_folder(str(path), name=path.name, trust_remote_code=trust_remote_code, **opts)
     if path.is_file(): raise PlasticityError(f"{path} is a file but not a .gguf file: give a folder made by save_pretrained")
     if str(source).startswith(('/', './', '../', '~')): raise PlasticityError(f"there is no folder {path}: give an existing folder, or a name such as tiny")

@@ -36,10 +36,11 @@ def plain(
 # %% ../nbs/04_runs.ipynb #671767e9
 def to_json(
     o,               # see `plain`
-    indent:int=None  # spaces; None puts everything on one line
+    indent:int=None, # spaces; None puts everything on one line
+    compact:bool=False # no spaces between things
 )->str:              # JSON that every reader accepts
     "Strict JSON."
-    return json.dumps(plain(o), indent=indent, ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain(o), indent=indent, ensure_ascii=False, allow_nan=False, separators=(',',':') if compact else None)
 
 # %% ../nbs/04_runs.ipynb #24c3fe87
 @contextmanager
@@ -55,7 +56,7 @@ def append_line(
     obj   # goes in as one line of JSON
 ):
     "Append one whole line; safe for several processes at once."
-    line = to_json(obj).encode() + b'\n'
+    line = to_json(obj, compact=True).encode() + b'\n'
     with _writing(path):
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:

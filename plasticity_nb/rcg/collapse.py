@@ -286,6 +286,7 @@ def _do(self:Collapse, line):
     elif kind=='consolidate': self.patch = consolidate(self.lm, self.weights, self.heads, self.neurons, self.patch)
     if kind in ('rollback','rollback_all','consolidate'): self.done = {k:t for k,t in self.done.items() if any(t is u for u in self.by_name[t.matrix].log)}
     if kind!='collapse': self.off = {n for n in self.off if (self.by_name[n].multipliers!=1).any()}
+    if kind=='relax': self.done = {k:t for k,t in self.done.items() if t.matrix in self.off} # a matrix that is its base again has nothing in force
 
 @patch
 def _change(self:Collapse, **line):

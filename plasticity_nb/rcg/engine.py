@@ -87,10 +87,14 @@ class RCGConfig:
     guard_bound:float = .02 # by how much of itself it may rise, since before the first text, until everything is rolled back
 
     def __post_init__(self):
-        self.heads,self.neurons = ((x,) if isinstance(x, str) else tuple(x) for x in (self.heads, self.neurons))
+        self.heads,self.neurons = ((x,) if isinstance(x, str) else tuple(x or ()) for x in (self.heads, self.neurons))
         for name in ('look_every','guard_every'):
             if not isinstance(getattr(self, name), int): raise PlasticityError(f"{name} {getattr(self, name)!r} is no whole number: give a number of tokens")
-        if self.targeting not in TARGETINGS: raise PlasticityError(f"targeting {self.targeting!r} is not known: choose one of {', '.join(TARGETINGS)}")
+        if not isinstance(self.signals, IncoherenceConfig) or not isinstance(self.collapse, CollapseConfig): raise PlasticityError("signals and collapse are no configs: give an IncoherenceConfig and a CollapseConfig, or leave them out")
+        for name in ('listen','guard_bound'):
+            if not isinstance(getattr(self, name), Real): raise PlasticityError(f"{name} {getattr(self, name)!r} is no number: give one")
+        if not isinstance(self.think_again, bool): raise PlasticityError(f"think_again {self.think_again!r} is neither True nor False: give one of them")
+        if not isinstance(self.targeting, str) or self.targeting not in TARGETINGS: raise PlasticityError(f"targeting {self.targeting!r} is not known: choose one of {', '.join(TARGETINGS)}")
         if self.targeting=='activation' and 'attention' not in self.signals.signals: raise PlasticityError("targeting 'activation' needs the signal 'attention': leave it on in the config's signals")
         if self.neurons and not self.neuron_share: raise PlasticityError(f"neurons {self.neurons} are to be changed but none is watched: give a neuron_share above 0, such as 0.002")
         for name in ('decay','head_share','neuron_share'):
@@ -434,7 +438,7 @@ def generate(self:RCG,
     if on not in ('weights','activations'): raise PlasticityError(f"on={on!r} is not known: choose 'weights' or 'activations'")
     if on=='weights' and edits and len(ids)>1: raise PlasticityError(f"{len(ids)} texts share their weights: generate one at a time, or leave on='activations'")
     if consolidate and (on!='weights' or not edits): raise PlasticityError("only edits of weights can be kept: generate one text with edits, on='weights'")
-    if do_sample and not (temperature>0 and top_k>=0 and 0<top_p<=1): raise PlasticityError(f"temperature {temperature}, top_k {top_k} and top_p {top_p} cannot be drawn with: give a temperature above 0, a whole number from 0 and a share up to 1")
+    if do_sample and not (isinstance(temperature, Real) and isinstance(top_k, int) and isinstance(top_p, Real) and temperature>=1e-6 and top_k>=0 and 0<top_p<=1): raise PlasticityError(f"temperature {temperature}, top_k {top_k} and top_p {top_p} cannot be drawn with: give a temperature above 0, a whole number from 0 and a share up to 1")
     p = LogitsProcessorList(processors or [])
     if do_sample: p += [w(x) for w,x,off in ((TemperatureLogitsWarper, float(temperature), 1.), (TopKLogitsWarper, top_k, 0), (TopPLogitsWarper, float(top_p), 1.)) if x!=off]
     g = Generation(self, ids, mask, max_new_tokens, on, edits, p, do_sample, torch.Generator(ids.device).manual_seed(seed), stop, None if forced is None else forced.to(ids.device), consolidate, seed, log)
@@ -494,7 +498,7 @@ def save_patch(self:RCG,
 def frame(self:Generation,
     b:int=0 # text
 ): # pandas DataFrame, one row per token
-    "Token, piece, signals, stress and collapses."
+    "Token, piece, signals, stress, and in how many matrices something collapsed."
     import pandas as pd
     n = [sum(e['kind']=='collapse' and e.get('text', 0)==b and not e['refused'] for e in s.events) for s in self.steps]
     return pd.DataFrame(dict(token=self.tokens[b].tolist(), piece=[s.pieces[b] for s in self.steps], **{k:v[b].tolist() for k,v in self.signals.items()}, collapses=n))

@@ -40,7 +40,7 @@ class Witness:
         for i,l in enumerate(layers):
             self._hooks.append(modules[l.out.name].register_forward_pre_hook(self._keep(self.heads.raw, i)))
             if l.mlp: self._hooks.append(modules[l.mlp.down.name].register_forward_pre_hook(self._keep(self.neurons.raw, i)))
-            for name in outputs*([l.out.name]+([l.mlp.down.name] if l.mlp else [])): self._hooks.append(modules[name].register_forward_hook(self._keep_output(name)))
+            for name in [l.out.name]+([l.mlp.down.name] if l.mlp else []) if outputs else []: self._hooks.append(modules[name].register_forward_hook(self._keep_output(name)))
 
     def __enter__(self): return self
     def __exit__(self, *exc): self.remove()
