@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from fastcore.meta import delegates
 
 from ..anatomy import Block
 from ..attention import Instrument, instrument
@@ -484,7 +483,6 @@ def check_finite(
     if bad is not None: raise PlasticityError(f"training of {inst.lm.name} broke down (not finite at step {bad}): use a smaller learning rate than {lr}")
 
 # %% ../../nbs/cycle/02_finetune.ipynb #9908ae51
-@delegates(Recipe)
 def learn(
     inst:Instrument, # on the model to train
     ids:torch.Tensor, # LongTensor [N, T], or `Blocks`: training texts
@@ -522,7 +520,6 @@ def learn(
 # %% ../../nbs/cycle/02_finetune.ipynb #b947bc40
 class AdaptiveFinetuner:
     "Fine-tune a pruned model; its pruned heads may come back."
-    @delegates(Recipe, but=['lr'])
     def __init__(self,
         model, # `Instrument`, or `LM` or transformers decoder, which gets one: `.inst`
         learning_rate:float=2e-5, # AdamW's largest
