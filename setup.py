@@ -19,6 +19,6 @@ setup(name=name, version=cfg['version'], description=cfg['description'], keyword
       classifiers=['Development Status :: 3 - Alpha', f"Intended Audience :: {cfg['audience']}", 'Framework :: Jupyter',
                    f"Programming Language :: Python :: {cfg['min_python']}", 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
       packages=find_packages(include=[name, f'{name}.*']), package_data={name: ['data/**/*']}, license_files=['LICENSE'],
-      install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+      install_requires=cfg['requirements'].split(), extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'ray')},
       entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{name}={name}._modidx:d']},
       long_description=readme, long_description_content_type='text/markdown')

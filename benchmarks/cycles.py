@@ -47,13 +47,13 @@ def add(path, study):
     return whole
 
 
-def study_of(r, command):
+def study_of(r, seconds, command):
     "A study of one seed, from the results of a run."
     cycles = [dict(heads=c['phases']['learn']['active_heads'], degeneration=c['phases']['learn']['degeneration'], degeneration_dense=c['dense']['degeneration'],
                    dense=c['dense']['perplexity'], random=c['random']['perplexity'], **{k: c['phases'][k]['perplexity'] for k in ('prune', 'grow', 'learn')}) for c in r['cycles']]
     c = r['cycles'][0]
     return {k: r[k] for k in KEEP} | dict(pruning_level=c['pruning_level'], growth_ratio=c['growth_ratio'], command=command,
-                                          seeds=[dict(seed=r['seed'], seconds=r['seconds'], baseline=r['baseline'], cycles=cycles)])
+                                          seeds=[dict(seed=r['seed'], seconds=seconds, baseline=r['baseline'], cycles=cycles)])
 
 
 @call_parse
@@ -77,8 +77,9 @@ def main(model_name: str = 'tiny',  # as in plasticity_run
     from plasticity_nb.cycle.system import AdaptivePlasticitySystem
     for seed in range(first_seed, first_seed+n_seeds):
         system = AdaptivePlasticitySystem(model_name, dataset, output_dir, device, sys.stderr.isatty(), block_len=block_len, steps=steps, batch_size=batch_size,
-                                          learning_rate=learning_rate, eval_blocks=eval_blocks, seed=seed)
+                                          learning_rate=learning_rate, eval_blocks=eval_blocks, seed=seed, quality_bound=None)
         r = system.run_adaptive_optimization(max_cycles, pruning_level, growth_ratio)
-        study = add(output, study_of(r, ' '.join(['python', *sys.argv])))
-        print(f"seed {seed}: {r['baseline']['perplexity']:.2f} -> {r['final']['perplexity']:.2f} (dense {r['dense']['perplexity']:.2f}, random {r['random']['perplexity']:.2f}), {r['seconds']:.0f} s", flush=True)
+        seconds = system.run.events('done')[-1]['seconds']
+        study = add(output, study_of(r, seconds, ' '.join(['python', *sys.argv])))
+        print(f"seed {seed}: {r['baseline']['perplexity']:.2f} -> {r['final']['perplexity']:.2f} (dense {r['dense']['perplexity']:.2f}, random {r['random']['perplexity']:.2f}), {seconds:.0f} s", flush=True)
     if len(study['seeds']) in T95: print('\n' + table(study))

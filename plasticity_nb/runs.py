@@ -227,6 +227,19 @@ def open(cls:Run,
 
 # %% ../nbs/04_runs.ipynb #8c002966
 @patch
+@contextmanager
+def hold(self:Run):
+    "The run belongs to this process while the block runs."
+    from filelock import FileLock, Timeout
+    lock = FileLock(self.path/'.lock')
+    with _writing(self.path):
+        try: lock.acquire(timeout=0)
+        except Timeout as e: raise PlasticityError(f'another process is at work on {self.name}: wait until it has ended, or stop it') from e
+    try: yield self
+    finally: lock.release()
+
+# %% ../nbs/04_runs.ipynb #703eac80
+@patch
 def event(self:Run,
     kind:str,  # what happened, e.g. 'prune'
     **fields   # what belongs to it
@@ -235,7 +248,7 @@ def event(self:Run,
     if 'time' in fields: raise PlasticityError('an event has its own time: name that field differently')
     append_line(self.path/'events.jsonl', dict(time=round(time.time(), 3), kind=kind, **fields))
 
-# %% ../nbs/04_runs.ipynb #d0851e0d
+# %% ../nbs/04_runs.ipynb #6b5228ed
 @patch
 def events(self:Run,
     kind:str=None # only of this kind
@@ -244,7 +257,7 @@ def events(self:Run,
     all_ = read_lines(self.path/'events.jsonl')
     return Lines([e for e in all_ if kind in (None, e.get('kind'))], all_.torn)
 
-# %% ../nbs/04_runs.ipynb #b23f2847
+# %% ../nbs/04_runs.ipynb #a9a37329
 @patch
 def save_text(self:Run,
     name:str, # of the file
@@ -261,7 +274,7 @@ def save_json(self:Run,
     "Write a JSON file of the run, whole or not at all."
     return self.save_text(name, to_json(obj, indent=1) + '\n')
 
-# %% ../nbs/04_runs.ipynb #eb66744a
+# %% ../nbs/04_runs.ipynb #a14bf275
 @patch
 def results(self:Run,
     obj # what came out
@@ -269,7 +282,7 @@ def results(self:Run,
     "Write results.json."
     return self.save_json('results.json', obj)
 
-# %% ../nbs/04_runs.ipynb #a14bf275
+# %% ../nbs/04_runs.ipynb #d16c0787
 @patch
 @contextmanager
 def checkpoint(self:Run,
@@ -292,7 +305,7 @@ def checkpoint(self:Run,
         if isinstance(e, OSError) or type(e).__name__=='SafetensorError': raise PlasticityError(f'checkpoint {name} could not be written ({e}): free some space, or give another output_dir') from e
         raise
 
-# %% ../nbs/04_runs.ipynb #e390e031
+# %% ../nbs/04_runs.ipynb #2d87a543
 @patch
 def checkpoints(self:Run
 )->list: # their folders, oldest number first
@@ -300,14 +313,14 @@ def checkpoints(self:Run
     natural = lambda p: [(0, int(s), '') if s.isdigit() else (1, 0, s) for s in re.split(r'(\d+)', p.name)]
     return sorted((p for p in (self.path/'checkpoints').glob('*') if p.is_dir() and p.name[0] != '.'), key=natural)
 
-# %% ../nbs/04_runs.ipynb #5a2a18f4
+# %% ../nbs/04_runs.ipynb #2eb78fa7
 @patch
 def _shown(self:Run):
     "The folder, relative to the working folder if it lies in it."
     here = Path.cwd()
     return str(self.path.relative_to(here) if self.path.is_relative_to(here) else self.path)
 
-# %% ../nbs/04_runs.ipynb #b7ede71c
+# %% ../nbs/04_runs.ipynb #4d088ec1
 @patch
 def _facts(self:Run):
     "What a person wants to know of a run, as (name, text) pairs."
@@ -319,7 +332,7 @@ def _facts(self:Run):
     return [('system', config['system']), ('folder', self._shown()), ('begun', config['created']), ('asked for', asked), ('state', state),
             ('events', f'{len(events)}{torn}'), ('checkpoints', ', '.join(c.name for c in self.checkpoints()) or 'none')]
 
-# %% ../nbs/04_runs.ipynb #ae0ee82b
+# %% ../nbs/04_runs.ipynb #9a067d91
 @patch
 def _repr_html_(self:Run):
     rows = ''.join(f'<tr><th style="text-align:left">{k}</th><td style="text-align:left">{escape(str(v))}</td></tr>' for k, v in self._facts() if str(v))

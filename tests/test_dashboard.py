@@ -1,7 +1,8 @@
-"The dashboard in a real browser: figures drawn, nothing from the network, hostile text inert, both themes, a telephone."
-import os, shutil, time
+"The dashboards of a run and of an experiment in a real browser: figures drawn, nothing from the network, hostile text inert, both themes, a telephone."
+import json, os, shutil, time
 from pathlib import Path
 import nbformat, pytest
+from plasticity_nb.compare import write_comparison
 from plasticity_nb.dashboard import write_dashboard
 from plasticity_nb.look import PAGE
 from plasticity_nb.runs import Run
@@ -9,12 +10,15 @@ from plasticity_nb.runs import Run
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 HOSTILE = '''</script><img src="http://example.invalid/x.png" onerror="window.hacked=1"><b onclick=1>&amp;'"<a href="javascript:window.hacked=1">x</a>'''
 
-def synthetic(**kw):
-    "Made-up results, from the cell of the dashboard's notebook that makes them."
-    nb = nbformat.read(Path(__file__).parent.parent/'nbs'/'08_dashboard.ipynb', 4)
+def made_up(name, function, **kw):
+    "Made-up results, from the cell of a notebook that makes them."
+    nb = nbformat.read(Path(__file__).parent.parent/'nbs'/name, 4)
     space = {}
     exec('import math\n' + next(c.source for c in nb.cells if '# synthetic' in c.source), space)
-    return space['synthetic_results'](**kw)
+    return space[function](**kw)
+
+def synthetic(**kw): return made_up('08_dashboard.ipynb', 'synthetic_results', **kw)
+def experiment(**kw): return made_up('08_compare.ipynb', 'made_up_experiment', **kw)
 
 def poison(o):
     "`o` with every text exchanged for an attack."
@@ -35,11 +39,12 @@ def browser():
 
 class Visit:
     "A dashboard opened in the browser, and what the browser said."
-    def __init__(self, browser, folder, results, system='cycle', config={}, event='start', width=1280, scheme='light'):
+    def __init__(self, browser, folder, results, system='cycle', config={}, event='start', width=1280, scheme='light', cells=None):
         run = Run.create(system, folder, config)
         run.event(event, text=event)
         run.results(results)
-        self.file, self.said, self.asked = write_dashboard(run.path), [], []
+        if cells: run.save_json('plasticity_results.json', cells)
+        self.file, self.said, self.asked = (write_comparison if cells else write_dashboard)(run.path), [], []
         self.page = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)
         self.page.on('console', lambda m: self.said.append(m.text))
         self.page.on('pageerror', lambda e: self.said.append(str(e)))
@@ -66,7 +71,8 @@ class Visit:
         assert self.js("[...document.querySelectorAll('.plasticity-figure')].every(f => f.querySelector('.main-svg').getBoundingClientRect().right <= innerWidth + 1)")
 
 @pytest.mark.parametrize('shape,n_figures', [
-    (dict(), 8), (dict(heads=(9,)*30, n_cycles=1), 6), (dict(heads=(8, 3, 1, 5), n_cycles=10, controls=False), 15), (dict(n_cycles=0), 2)])
+    (dict(), 8), (dict(heads=(9,)*30, n_cycles=1), 6), (dict(heads=(8, 3, 1, 5), n_cycles=10, controls=False), 15), (dict(n_cycles=0), 2),
+    (dict(n_cycles=6, adaptive=True), 13), (dict(n_cycles=14, adaptive=True), 8)])
 def test_shapes(browser, tmp_path, shape, n_figures):
     v = Visit(browser, tmp_path, synthetic(**shape))
     v.check(n_figures)
@@ -132,3 +138,46 @@ def test_without_scripts_the_numbers_remain(browser, tmp_path):
     plain.goto(v.file.as_uri())
     assert 'The figures need JavaScript' in plain.inner_text('body') and plain.locator('table').count() >= 2
     plain.close(); v.page.close()
+
+def test_cycles_taken_back_are_seen(browser, tmp_path):
+    v = Visit(browser, tmp_path, synthetic(n_cycles=6, adaptive=True))
+    curve = v.page.locator('.plasticity-figure').first
+    assert curve.inner_text().count('taken back') == 3 and 'best score' in curve.inner_text() # two cycles and the legend
+    assert v.js("document.querySelectorAll('.plasticity-figure')[0].querySelectorAll('.scatterlayer .trace').length") == 6
+    table = v.page.locator('table').first.inner_text()
+    assert table.count('taken back') == 2 and table.count('kept, best') == 1
+    v.page.close()
+
+@pytest.mark.parametrize('shape,n_figures', [
+    (dict(), 8), (dict(strategies=('random',), levels=(.5,), seeds=(7,)), 6), (dict(heads=(8, 3, 1, 5), cycles=2, seeds=(0, 1), regrow=False), 7),
+    (dict(heads=(9,)*30, strategies=('random', 'entropy', 'entropy_high', 'magnitude', 'output_norm', 'redundancy', 'fisher', 'taylor'), levels=(.1, .3)), 7)])
+def test_experiments(browser, tmp_path, shape, n_figures):
+    results, cells = experiment(**shape)
+    v = Visit(browser, tmp_path, results, system='experiment', cells=cells)
+    v.check(n_figures)
+    v.page.click('summary')
+    assert ('no difference on this page counts yet' in v.page.inner_text('body')) == (len(results['seeds']) < 3)
+    v.page.set_viewport_size(dict(width=390, height=844))
+    v.page.emulate_media(color_scheme='dark')
+    v.until(f"document.querySelectorAll('.plasticity-figure[data-drawn=dark]').length == {n_figures}")
+    v.until("[...document.querySelectorAll('.plasticity-figure')].every(f => f.querySelector('.main-svg').getBoundingClientRect().right <= innerWidth + 1)")
+    v.check(n_figures)
+    v.page.close()
+
+def test_no_gain_without_its_control(browser, tmp_path):
+    results, cells = experiment()
+    v = Visit(browser, tmp_path, dict(results, dense={}), system='experiment', cells=cells)
+    text = v.page.inner_text('main > ul')
+    assert text.count('no gain is stated, since the dense control of seed 0, 1, 2 is missing') == 9
+    assert 'better' not in text and 'worse' not in text
+    v.page.close()
+
+def test_hostile_text_of_an_experiment_is_text(browser, tmp_path):
+    results, cells = (json.loads(json.dumps(o).replace('"taylor"', json.dumps(HOSTILE))) for o in experiment(text=HOSTILE))
+    v = Visit(browser, tmp_path, results, system='experiment', config={HOSTILE: HOSTILE}, cells=cells)
+    v.page.click('summary')
+    for i in range(8): v.page.hover(f'.plasticity-figure >> nth={i}', force=True)
+    v.check(8)
+    assert v.js('window.hacked') is None
+    assert v.js("document.querySelectorAll('img, b, a[href^=javascript], a[href^=http]').length") == 0
+    v.page.close()

@@ -58,7 +58,7 @@ def imports(f):
         if isinstance(node, ast.ImportFrom) and not node.level: yield node.module.split('.')[0]
 
 def test_every_import_is_a_requirement():
-    required = {re.split(r'[<>=!~\[]', r)[0].replace('-', '_') for r in cfg['requirements'].split()}
+    required = {re.split(r'[<>=!~\[]', r)[0].replace('-', '_') for r in (cfg['requirements'] + ' ' + cfg['ray_requirements']).split()}
     used = {m for f in package.rglob('*.py') for m in imports(f)} - set(sys.stdlib_module_names) - {'plasticity_nb'}
     through = {'numpy': 'torch', 'IPython': 'ipywidgets', 'huggingface_hub': 'transformers', 'tokenizers': 'transformers'}
     assert not {m for m in used if m not in required and through.get(m) not in required}

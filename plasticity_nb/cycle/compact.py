@@ -6,7 +6,7 @@
 __all__ = ['LayerConfig', 'Cuts', 'apply_cuts', 'CompactLM', 'compact', 'cache_bytes', 'save_compact', 'load_compact',
            'export_masked']
 
-# %% ../../nbs/cycle/04_compact.ipynb #f84e9e30
+# %% ../../nbs/cycle/04_compact.ipynb #8df69a08
 import copy, inspect, json, re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -32,7 +32,7 @@ from ..metrics import eval_mode
 from ..models import LM, as_lm, explain_load_error, load_options, quiet_bars
 from ..runs import _beside, _remove, _to_disk, to_json, write_whole
 
-# %% ../../nbs/cycle/04_compact.ipynb #acc3d3eb
+# %% ../../nbs/cycle/04_compact.ipynb #6ada0ca3
 def head_gates(
     lm, # `LM`
     heads # Tensor [layers, most heads], True or a gate other than 0: kept; an `Instrument`; None: all are
@@ -57,7 +57,7 @@ def neuron_gates(
         if n is not None and n.shape!=(width,): raise PlasticityError(f"neurons of {l.name} has shape {list(n.shape)}, but the MLP beside it has {width} neurons that can be cut")
     return [None if n is None or not l.mlp else n.detach().float().cpu() for l,n in zip(layers, given)]
 
-# %% ../../nbs/cycle/04_compact.ipynb #20a7507c
+# %% ../../nbs/cycle/04_compact.ipynb #f2d6c94a
 def asked(
     lm, # `LM`, `Instrument`, gates of neurons, or transformers decoder
     heads=None, # see `head_gates`; default: the instrument's, if that is what was given
@@ -78,7 +78,7 @@ def check_cuttable(lm):
     if not hasattr(type(model), '_from_config'): raise PlasticityError(f"a {type(model).__name__} is not a plain transformers model: merge what was added to it first (merge_and_unload of a PEFT model)")
     if len(set(p.device for p in model.parameters()))>1: raise PlasticityError(f"{lm.name} is spread over several devices: load it on one")
 
-# %% ../../nbs/cycle/04_compact.ipynb #74d01890
+# %% ../../nbs/cycle/04_compact.ipynb #434f4568
 def plain_config(config): # a copy
     "A config that knows of no instrument."
     config = copy.deepcopy(config)
@@ -101,7 +101,7 @@ def own_tensors(
             for leaf,t in getattr(m, kind).items():
                 if t is not None: yield (f'{path}.{leaf}' if path else leaf), (m, leaf, kind)
 
-# %% ../../nbs/cycle/04_compact.ipynb #331faf39
+# %% ../../nbs/cycle/04_compact.ipynb #5159cc15
 def fill(
     new:nn.Module, # a model on meta
     source:nn.Module, # a model with tensors of these names
@@ -123,7 +123,7 @@ def fill(
     if getattr(source, 'generation_config', None) is not None: new.generation_config = copy.deepcopy(source.generation_config)
     return new
 
-# %% ../../nbs/cycle/04_compact.ipynb #8c3edf03
+# %% ../../nbs/cycle/04_compact.ipynb #90db3aaa
 def masked(
     lm, # `LM`
     gates:list, # of heads, from `head_gates`
@@ -142,7 +142,7 @@ def masked(
     if a!=b: raise PlasticityError(f"{lm.name} has other weights than a plain {type(lm.model).__name__} ({sorted(a^b)[0]}): merge what was added to it first")
     return fill(new, lm.model, change, share=True)
 
-# %% ../../nbs/cycle/04_compact.ipynb #8ff67adf
+# %% ../../nbs/cycle/04_compact.ipynb #cfda53cd
 def uneven_attention(base, module, query, key, value, attention_mask=None, *args, **kwargs):
     "Attention in which query head h reads KV head `module.kv_map[h]`."
     return base_attention(module, base)(module, query, key[:,module.kv_map], value[:,module.kv_map], attention_mask, *args, **kwargs)
@@ -159,7 +159,7 @@ def uneven(
     return name
 for impl in BASES: uneven(impl)
 
-# %% ../../nbs/cycle/04_compact.ipynb #25421e5c
+# %% ../../nbs/cycle/04_compact.ipynb #6b955224
 class LayerConfig:
     "A layer's view of a config: its own numbers of heads, all else as the config says now."
     def __init__(self,
@@ -176,7 +176,7 @@ class LayerConfig:
             return Routed(to, next((b for b in BASES if impl.endswith(b)), impl)) if self.compared else to
         return self.own[name] if name in self.own else getattr(self.config, name)
 
-# %% ../../nbs/cycle/04_compact.ipynb #43b80146
+# %% ../../nbs/cycle/04_compact.ipynb #0e9821cb
 @cache
 def headless(
     cls # an attention class
@@ -201,7 +201,7 @@ def bias_only(
         return y if self.bias is None else y+self.bias
     return type(f'BiasOnly{cls.__name__}', (cls,), dict(forward=forward, __module__=cls.__module__))
 
-# %% ../../nbs/cycle/04_compact.ipynb #e53641d0
+# %% ../../nbs/cycle/04_compact.ipynb #86edc22f
 def strip(
     module:nn.Module,
     keep:str # path of the one child that stays, or None
@@ -226,7 +226,7 @@ def returned(
     return dict(n=len(parts), at=at if isinstance(out, tuple) else None, cache_at=next((i for i,t in enumerate(parts) if t is past and t is not None), None), out=proj,
                 layer=at_layer if past is not None and at_layer is not None and past.get_seq_length(at_layer) else None)
 
-# %% ../../nbs/cycle/04_compact.ipynb #acb1ef8f
+# %% ../../nbs/cycle/04_compact.ipynb #aec3c2fd
 @dataclass
 class Cuts:
     "What is left of a model, and what its modules must know to run so."
@@ -257,7 +257,7 @@ def apply_cuts(
     model.cuts = cuts
     return model
 
-# %% ../../nbs/cycle/04_compact.ipynb #d21f7137
+# %% ../../nbs/cycle/04_compact.ipynb #4e542d7a
 def gate_projections(
     model, # transformers decoder, without an instrument
     anatomy # of it
@@ -287,7 +287,7 @@ def layer_projections(
         if n.startswith(l.name+'.'): proj[n] = replace(p, readers=p.readers | proj[n].readers) if n in proj else p
     return list(proj.values())
 
-# %% ../../nbs/cycle/04_compact.ipynb #e30a639c
+# %% ../../nbs/cycle/04_compact.ipynb #0fb637d3
 def used_numbers(m:nn.Module)->set: # of str
     "Attributes that a module's class reads outside of its constructor."
     own = [f for c in type(m).__mro__[:type(m).__mro__.index(nn.Module)] for k,f in vars(c).items() if k!='__init__' and inspect.isfunction(f)]
@@ -316,7 +316,7 @@ def config_numbers(m:nn.Module, h:int, kv:int)->dict:
     source = inspect.getsource(inspect.unwrap(type(m).forward))
     return {k:n for k,n in dict(num_attention_heads=h, num_key_value_heads=kv).items() if f'self.config.{k}' in source}
 
-# %% ../../nbs/cycle/04_compact.ipynb #bcde0ba9
+# %% ../../nbs/cycle/04_compact.ipynb #7ab73c6a
 def head_axis(
     l, # `Layer`
     shape, # of a tensor that belongs to no linear layer
@@ -339,7 +339,7 @@ def head_tensors(
     for name,(x,leaf,kind) in own_tensors(m):
         if not is_projection(x) and (kind=='_parameters' or leaf not in x._non_persistent_buffers_set): yield name,getattr(x, kind)[leaf]
 
-# %% ../../nbs/cycle/04_compact.ipynb #0752d6f7
+# %% ../../nbs/cycle/04_compact.ipynb #5f01ffc2
 def cut_heads(
     model, # the masked model
     l, # `Layer`
@@ -370,7 +370,7 @@ def cut_heads(
     if c := config_numbers(m, h, kv): todo['config'] = c
     if not even: todo['kv_map'] = kv_map.tolist()
 
-# %% ../../nbs/cycle/04_compact.ipynb #f1b20f6e
+# %% ../../nbs/cycle/04_compact.ipynb #68d27c87
 def cut_neurons(
     model, # the masked model
     l, # `Layer`
@@ -390,7 +390,7 @@ def cut_neurons(
     owner = mlp.down.name.rpartition('.')[0]; m = model.get_submodule(owner)
     if new := {k:len(kept) for k,v in vars(m).items() if type(v) is int and v==mlp.width and k in used_numbers(m)}: cuts.number(owner, **new)
 
-# %% ../../nbs/cycle/04_compact.ipynb #7a9ed1c8
+# %% ../../nbs/cycle/04_compact.ipynb #1299f5b9
 def no_cuts(anatomy)->Cuts:
     "Of a model that is whole."
     width = {l.name:l.mlp.width if l.mlp else 0 for l in anatomy.layers}
@@ -411,7 +411,7 @@ def seen_returns(model, layers:list, ids)->dict: # attention module -> for `head
         for h in hooks: h.remove()
     return found
 
-# %% ../../nbs/cycle/04_compact.ipynb #df0c2f51
+# %% ../../nbs/cycle/04_compact.ipynb #ef72d66d
 def cut(
     model, # the masked model
     anatomy, # of it
@@ -433,7 +433,7 @@ def cut(
     change = {n:(tuple((d, i.numpy().tobytes()) for d,i in todo), lambda t, todo=todo: select(t, todo)) for n,todo in lines.items()}
     return fill(apply_cuts(empty_model(type(model), model.config), cuts), model, change)
 
-# %% ../../nbs/cycle/04_compact.ipynb #f05a28a9
+# %% ../../nbs/cycle/04_compact.ipynb #3423859f
 def levelled(
     l, # `Layer`
     keep:torch.Tensor # BoolTensor [heads]
@@ -463,7 +463,7 @@ def two_readings(
             if like: raise
             return [whole]
 
-# %% ../../nbs/cycle/04_compact.ipynb #a8d75dfc
+# %% ../../nbs/cycle/04_compact.ipynb #a4a23367
 class CompactLM(LM):
     "An `LM` out of whose weights heads or neurons were cut; `model.cuts` says which."
     @cached_property
@@ -479,7 +479,7 @@ class CompactLM(LM):
         return (f"{self.name}: {type(self.model).__name__}, {n[0]} of {heads} heads and {n[1]} of {neurons} neurons, "
                 f"{self.n_params/1e6:.1f} M parameters, {str(self.model.dtype)[6:]} on {self.device}")
 
-# %% ../../nbs/cycle/04_compact.ipynb #de286cb7
+# %% ../../nbs/cycle/04_compact.ipynb #1e632742
 def trial(
     base, # the masked model
     anatomy, # of it
@@ -506,7 +506,7 @@ def first_that_works(tries:list): # of functions
         except PlasticityError as e: refused.append(e)
     raise refused[0]
 
-# %% ../../nbs/cycle/04_compact.ipynb #f7941559
+# %% ../../nbs/cycle/04_compact.ipynb #ffbf5c59
 def compact(
     lm, # `LM`, or an `Instrument` (or gates of neurons) on one, whose gates then say what goes
     heads=None, # BoolTensor or gates [layers, most heads]: what is False or 0 goes
@@ -527,14 +527,14 @@ def compact(
         raise refusal('heads', of_both) from of_both
     return CompactLM(new, lm.tokenizer, lm.name if hasattr(lm.model, 'cuts') else f'{lm.name}-compact')
 
-# %% ../../nbs/cycle/04_compact.ipynb #bbbde37f
+# %% ../../nbs/cycle/04_compact.ipynb #6e2fca72
 def cache_bytes(
     past # transformers' `past_key_values`
 )->int: # of keys and values
     "Bytes that a KV cache holds."
     return sum(t.nbytes for layer in past.layers for t in (layer.keys, layer.values) if t is not None)
 
-# %% ../../nbs/cycle/04_compact.ipynb #2f3d265a
+# %% ../../nbs/cycle/04_compact.ipynb #5220406c
 @contextmanager
 def whole_folder(
     path # that does not exist yet, or is empty
@@ -567,7 +567,7 @@ def stored(
         else: first[id(t)],tensors[name] = name,t.detach()
     return tensors,tied
 
-# %% ../../nbs/cycle/04_compact.ipynb #df0033cf
+# %% ../../nbs/cycle/04_compact.ipynb #5568eec8
 def save_compact(
     lm, # from `compact`
     folder # new
@@ -584,7 +584,7 @@ def save_compact(
         write_whole(d/'compact.json', to_json(dict(format=1, model=type(lm.model).__name__, **asdict(lm.model.cuts), tied=tied, shapes={n:list(t.shape) for n,t in tensors.items()})))
     return Path(folder)
 
-# %% ../../nbs/cycle/04_compact.ipynb #a9e53f71
+# %% ../../nbs/cycle/04_compact.ipynb #19bfeb14
 def read_cuts(folder)->dict: # of compact.json
     "What `save_compact` wrote about a model."
     try: info = json.loads((Path(folder)/'compact.json').read_text(encoding='utf-8'))
@@ -606,7 +606,7 @@ def check_tensors(
     if missing: raise PlasticityError(f"the weights in {folder} lack {len(missing)} tensors ({missing[0]}): the folder is not complete, copy it again")
     if strange or wrong: raise PlasticityError(f"the weights in {folder} do not fit its compact.json ({(strange+wrong)[0]}): the files come from different models")
 
-# %% ../../nbs/cycle/04_compact.ipynb #e4d8f9f7
+# %% ../../nbs/cycle/04_compact.ipynb #40f4f4a4
 def load_compact(
     folder, # written by `save_compact`
     dtype=None, # torch dtype or its name; default float32 on a CPU, as it was saved on a GPU
@@ -633,7 +633,7 @@ def load_compact(
     if (folder/'generation_config.json').exists(): model.generation_config = GenerationConfig.from_pretrained(folder)
     return CompactLM(model.to(opts['device_map']['']).eval(), tok, folder.name)
 
-# %% ../../nbs/cycle/04_compact.ipynb #33867120
+# %% ../../nbs/cycle/04_compact.ipynb #b2d5a66f
 def put(model:nn.Module, tensors:dict, tied:dict, dtype):
     "Put tensors into a model by name."
     made = {}
@@ -645,7 +645,7 @@ def put(model:nn.Module, tensors:dict, tied:dict, dtype):
             made[at] = nn.Parameter(t) if kind=='_parameters' else t
         getattr(m, kind)[leaf] = made[at]
 
-# %% ../../nbs/cycle/04_compact.ipynb #7b089c88
+# %% ../../nbs/cycle/04_compact.ipynb #b7d191cd
 def export_masked(
     lm, # `LM` or `Instrument`, as in `compact`
     folder, # new

@@ -90,7 +90,7 @@ def add(self:StrategyMemory,
     strategy:str, # by which heads were chosen
     level:float, # share of the open heads that was closed
     growth_ratio:float, # share of the closed ones that came back
-    score:float, # of `outcome_score`
+    score:float, # gain of the cycle: its `outcome_score` minus that before it
     family:str='', # of the model, such as 'llama'
     parameters:int=None, # of the model
     text:str='', # name of the data set
@@ -140,8 +140,8 @@ class BanditConfig:
     discount:float=.9 # weight of an outcome after each one that follows it
     other_text:float=.5 # weight of outcomes on the same kind and size of model with another text
     other_model:float=.25 # and of those of other models
-    noise:float=.05 # standard deviation of a score around what is expected of its arm
-    prior:float=.3 # standard deviation of a coefficient before anything is known
+    noise:float=.04 # standard deviation of a score around what is expected of its arm
+    prior:float=.15 # standard deviation of a coefficient before anything is known
 
     def __post_init__(self):
         self.strategies,self.levels,self.growth_ratios = tuple(self.strategies),tuple(self.levels),tuple(self.growth_ratios)
@@ -167,32 +167,35 @@ class StrategyBandit:
     ):
         c = self.config = config or BanditConfig()
         self.arms = [(s,l,g) for s in c.strategies for l in c.levels for g in c.growth_ratios]
-        self.x = np.stack([self.features(*a) for a in self.arms]) # [arms, features]
         self.chance,self.seen,self.kept = np.random.default_rng(seed),[],[] # outcomes of this run: (features, score); of others: (features, score, weight)
         if memory is not None and len(memory): self._recall(memory.frame(), family, parameters, text)
 
 @patch
 def features(self:StrategyBandit,
-    strategy:str, level:float, growth_ratio:float
-)->np.ndarray: # float64 [2*strategies+1]
-    "An arm in numbers: which strategy, level and growth, the level under each strategy by itself."
+    strategy:str, level:float, growth_ratio:float,
+    open_share:float=1. # heads that are open before, of all
+)->np.ndarray: # float64 [2*strategies+2]
+    "An arm in numbers: which strategy, the level under each strategy by itself, growth, and the level times the share that is closed."
     one = np.array([float(strategy==s) for s in self.config.strategies])
-    return np.concatenate([one, 3*level*one, [growth_ratio]])
+    return np.concatenate([one, 3*level*one, [growth_ratio, 9*level*(1-open_share)]])
+
+@patch
+def all_features(self:StrategyBandit, open_share:float=1.)->np.ndarray: return np.stack([self.features(*a, open_share) for a in self.arms]) # [arms, features]
 
 @patch
 def _recall(self:StrategyBandit, f, family, parameters, text):
     c = self.config
-    f = f[f.strategy.isin(c.strategies) & np.isfinite(f.score)]
+    f = f[f.strategy.isin(c.strategies)]
     for r in f.itertuples():
         same = r.family==family and r.parameters==parameters
         w = c.other_model if not same else c.other_text if r.text!=text else 1.
-        if w: self.kept.append((self.features(r.strategy, r.level, r.growth_ratio), r.score, w))
+        if w: self.kept.append((self.features(r.strategy, r.level, r.growth_ratio, r.open_share), r.score if math.isfinite(r.score) else -1., w))
 
 # %% ../../nbs/cycle/05_memory.ipynb #b6ee524d
 @patch
 def belief(self:StrategyBandit)->tuple: # mean [features], covariance [features, features]
     "The coefficients, as far as they are known."
-    c,d = self.config,self.x.shape[1]
+    c,d = self.config,2*len(self.config.strategies)+2
     rows = self.kept+[(x, y, 1.) for x,y in self.seen]
     A,b = np.eye(d)/c.prior**2,np.zeros(d)
     for age,(x,y,w) in enumerate(reversed(rows)):
@@ -201,27 +204,46 @@ def belief(self:StrategyBandit)->tuple: # mean [features], covariance [features,
     return np.linalg.solve(A, b),np.linalg.inv(A)
 
 @patch
-def choose(self:StrategyBandit)->tuple: # strategy, level, growth ratio
+def choose(self:StrategyBandit,
+    open_share:float=1. # heads that are open, of all
+)->tuple: # strategy, level, growth ratio
     "The arm that is best under coefficients drawn from what is believed."
     mean,cov = self.belief()
     theta = self.chance.multivariate_normal(mean, (cov+cov.T)/2, method='cholesky')
-    return self.arms[int(np.argmax(self.x@theta))]
+    return self.arms[int(np.argmax(self.all_features(open_share)@theta))]
 
 @patch
 def learn(self:StrategyBandit,
     strategy:str, level:float, growth_ratio:float, # what was done
-    score:float # of `outcome_score`
+    score:float, # gain of the cycle: its `outcome_score` minus that before it
+    open_share:float=1. # heads that were open before it, of all
 ):
     "Take in what became of a choice."
     if not isinstance(score, Real) or math.isnan(score): raise PlasticityError(f"a score of {score!r} teaches nothing: give a number")
     if not math.isfinite(score): score = min([-1., *(y for _,y in self.seen)])
-    self.seen.append((self.features(strategy, level, growth_ratio), float(score)))
+    self.seen.append((self.features(strategy, level, growth_ratio, open_share), float(score)))
 
 @patch
-def expected(self:StrategyBandit): # pandas DataFrame, best first
+def expected(self:StrategyBandit,
+    open_share:float=1. # heads that are open, of all
+): # pandas DataFrame, best first
     "What is expected of every arm, and how sure that is."
     import pandas as pd
-    mean,cov = self.belief()
+    (mean,cov),x = self.belief(),self.all_features(open_share)
     f = pd.DataFrame(self.arms, columns=['strategy','level','growth_ratio'])
-    f['expected'],f['spread'] = self.x@mean,np.sqrt(np.einsum('ij,jk,ik->i', self.x, cov, self.x))
+    f['expected'],f['spread'] = x@mean,np.sqrt(np.einsum('ij,jk,ik->i', x, cov, x))
     return f.sort_values('expected', ascending=False, ignore_index=True)
+
+# %% ../../nbs/cycle/05_memory.ipynb #fb00631b
+@patch
+def state(self:StrategyBandit)->dict: # for JSON
+    "What the bandit knows, and its chance."
+    return plain(dict(chance=self.chance.bit_generator.state, seen=self.seen, kept=self.kept))
+
+@patch
+def load(self:StrategyBandit,
+    s:dict # from `state`
+):
+    "Go on from a state."
+    self.chance.bit_generator.state = s['chance']
+    self.seen,self.kept = [(np.array(x), y) for x,y in s['seen']],[(np.array(x), y, w) for x,y,w in s['kept']]

@@ -343,7 +343,7 @@ def lowest(
     "The n least important open pathways."
     if unit not in UNITS: raise PlasticityError(f"unit {unit!r} is not known: choose one of {', '.join(UNITS)}")
     if unit=='head':
-        at = open_heads(inst)
+        if not len(at := open_heads(inst)): return []
         score = torch.cat([importance[i].cpu()[at[at[:,0]==i,1]] for i in at[:,0].unique()])
         return [tuple(x) for x in at[score.argsort(stable=True)[:n]].tolist()]
     if not isinstance(inst, Instrument): raise PlasticityError(f"neurons have no KV groups: choose unit='head', which takes them one by one")

@@ -96,12 +96,13 @@ def written(self:Repairs, p, x, original=False):
     return y if b is None else y+b.to(x)
 
 @patch
-def _follow(self:Repairs, p, gate, solve, state):
+def _follow(self:Repairs, p, gate, start, solve, state):
     "Hooks that split the batch at one projection, solve for it and write with it."
     g = self.layers.get(p.name)
     def before(module, args):
         x = args[0].flatten(0, -2); whole,x = x[:len(x)//2],x[len(x)//2:]
         if g: x = x*gate.repeat_interleave(g.size).to(x)
+        if start is not None: whole = whole*start.repeat_interleave(g.size).to(whole)
         dense = self.written(p, whole, original=True)
         if g: solve(g, gate, x, whole, dense, state['missing'])
         pruned = self.written(p, x)
@@ -115,14 +116,15 @@ def _follow(self:Repairs, p, gate, solve, state):
 @torch.no_grad()
 def walk(self:Repairs,
     ids, # LongTensor [N, T], or `Blocks`: calibration texts
-    solve # called as solve(layer, gate, x, whole, dense, missing) before each projection writes
+    solve, # called as solve(layer, gate, x, whole, dense, missing) before each projection writes
+    start={} # name of a projection -> gates of the whole model, where they are not all open
 ):
     "Run the whole and the pruned model side by side, and repair the pruned one on the way."
     ids,layers = getattr(ids, 'ids', ids).to(self.lm.device),list(self.layers.values())
     gates,state,hooks = {n:g.gate.clone() for n,g in self.layers.items()},dict(missing=0.),[]
     try:
         for p in {p.name:p for l in self.lm.anatomy.layers for p in (l.out, l.mlp.down if l.mlp else None) if p}.values():
-            hooks += self._follow(p, gates.get(p.name), solve, state)
+            hooks += self._follow(p, gates.get(p.name), start.get(p.name), solve, state)
         with eval_mode(self.lm.model),_opened(layers): self.lm.model.base_model(input_ids=torch.cat([ids, ids]), use_cache=False)
     finally:
         for h in hooks: h.remove()
@@ -153,14 +155,16 @@ def refit(
     gated, # an `Instrument`, `NeuronGates`, or a list of both, with some gates closed
     blocks, # `Blocks` or LongTensor [N, T]: calibration texts; not the ones that are evaluated
     ridge:float=1e-3, # see `least_squares`
-    repairs:Repairs=None # of an earlier refit of this model, to go on from
+    repairs:Repairs=None, # of an earlier refit of this model, to go on from
+    before:torch.Tensor=None # [layers, heads]: gates of the model that is to be matched; default: all open
 )->Repairs: # its `restore` takes the new weights back
     "Solve the projections anew for the pathways that are open, from the first one that lost some."
     repairs = repairs or Repairs(*(gated if isinstance(gated, (list,tuple)) else [gated]))
     ids,begun = getattr(blocks, 'ids', blocks),[]
+    start = {} if before is None else {l.out.name:before[i,:l.n_heads].to(repairs.lm.device) for i,l in enumerate(repairs.lm.anatomy.layers) if l.out.name in repairs.layers}
     with _opened(repairs.layers.values()): plain = sums_up(repairs.lm, ids[:1])
     def solve(g, gate, x, whole, dense, missing):
-        if not begun and bool((gate==1).all()): return
+        if not begun and bool((gate==start.get(g.out.name, 1)).all()): return
         begun.append(g.i)
         kept,target = (gate!=0).repeat_interleave(g.size),dense+missing if plain else dense
         w,b = repairs.originals[g.out.name][1:] if g.out.name in repairs.originals else repairs.weights(g.out)
@@ -169,13 +173,13 @@ def refit(
         off = lambda y: ((y-target).norm()/target.norm()).item()
         was = off(repairs.written(g.out, x, original=True)); repairs.put(g.out, new, bias)
         repairs.error[g.out.name] = was,off(repairs.written(g.out, x))
-    try: repairs.walk(ids, solve)
+    try: repairs.walk(ids, solve, start)
     except BaseException:
         repairs.restore()
         raise
     return repairs
 
-# %% ../../nbs/cycle/00_refit.ipynb #81e352ae
+# %% ../../nbs/cycle/00_refit.ipynb #63149349
 def mean_replacement(
     gated, # as for `refit`
     blocks # calibration texts
