@@ -118,7 +118,7 @@ def begin_cycles(
     system.run_adaptive_optimization(o['max_cycles'], o['initial_pruning_level'], o['initial_growth_ratio'])
     return system
 
-# %% ../nbs/09_cli.ipynb #2490f071
+# %% ../nbs/09_cli.ipynb #3235a6d8
 def numbers_of(text:str, kind, what:str)->list: # of a comma-separated option
     "The values of an option that takes several."
     try: return [kind(x.strip()) for x in str(text).split(',') if x.strip()]
@@ -157,7 +157,7 @@ def plasticity_experiment(
         run = e.run.path
     print(f"\n{report}\n\nresults: {Path(run)/'results.json'}\ndashboard: {Path(run)/'dashboard.html'}")
 
-# %% ../nbs/09_cli.ipynb #c56b148c
+# %% ../nbs/09_cli.ipynb #34fcd41c
 def takes_colors(
     stream # such as sys.stdout
 )->bool: # whether it is a terminal that may be coloured
@@ -177,7 +177,7 @@ def shade(
 
 def printable(text): return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]', '·', text) # control signs as dots, but for tab and new line
 
-# %% ../nbs/09_cli.ipynb #a786ccfb
+# %% ../nbs/09_cli.ipynb #bd8ec3a1
 def event_line(
     e:dict # event of a `Step`
 )->str: # one line
@@ -194,7 +194,7 @@ def event_line(
     else: said = f"{dict(prune='closed', **{'return':'opened'}).get(kind, kind)} {', '.join(f'layer {l} head {h}' for l,h in e.get('heads', []))}"
     return f"token {e['token']:>3}  {said}"
 
-# %% ../nbs/09_cli.ipynb #387bf40c
+# %% ../nbs/09_cli.ipynb #45eadb99
 class LiveText:
     "A text in a terminal while it is written: coloured by stress, its events under it."
     def __init__(self,
@@ -212,7 +212,7 @@ class LiveText:
     def paint(self, text, code): # line by line, for a colour must not run on to the edge of the terminal
         return '\n'.join(f'\x1b[{code}m{l}\x1b[0m' if l else '' for l in text.split('\n')) if self.colors and code else text
 
-# %% ../nbs/09_cli.ipynb #45eadb99
+# %% ../nbs/09_cli.ipynb #37e3d21e
 @patch
 def legend(self:LiveText):
     "What colours and marks mean, where there are any."
@@ -230,7 +230,7 @@ def begin(self:LiveText,
     self.events,self.column = [],len(prompt.split('\n')[-1])
     self.put('\n' + (self.paint(title, '2')+'\n' if title else '') + self.paint(printable(prompt), '1'))
 
-# %% ../nbs/09_cli.ipynb #37e3d21e
+# %% ../nbs/09_cli.ipynb #c285017d
 @patch
 def wrapped(self:LiveText,
     text:str # that comes next
@@ -270,7 +270,7 @@ def end(self:LiveText,
     lines = [self.paint(event_line(e), '' if e['kind']!='collapse' else '2') for e in told] + [self.paint(f'and {left} more collapses in {rest}', '2')]*(left>0)
     self.put('\n\n' + ''.join(f'  {l}\n' for l in lines) + '\n'*bool(lines) + f'{summary}\n')
 
-# %% ../nbs/09_cli.ipynb #c94ab347
+# %% ../nbs/09_cli.ipynb #3893e8a5
 def read_prompts(
     prompt:str=None, # one text
     prompts_file:str=None # or a file with one a line; '-': standard input
@@ -289,7 +289,7 @@ def read_prompts(
     if not lines: raise PlasticityError(f"the prompts file {prompts_file} has no prompt in it: give one a line")
     return lines
 
-# %% ../nbs/09_cli.ipynb #d61a759e
+# %% ../nbs/09_cli.ipynb #fe39bcee
 def in_force(
     journal # path of a journal of collapses
 )->int: # collapses that were neither refused nor rolled back when it ended; they may have relaxed
@@ -314,7 +314,7 @@ def put_aside(
     names = (path.with_name(f'{path.stem}.interrupted-{n}{path.suffix}') for n in range(1, 10_000))
     path.rename(next(p for p in names if not p.exists()))
 
-# %% ../nbs/09_cli.ipynb #85387192
+# %% ../nbs/09_cli.ipynb #7162d566
 class PromptRun:
     "Prompts, one after the other, into a run folder that survives being killed."
     def __init__(self,
@@ -339,7 +339,7 @@ class PromptRun:
         self.live = LiveText(self.rcg.config.collapse.threshold)
         if not quiet: self.live.legend()
 
-# %% ../nbs/09_cli.ipynb #7162d566
+# %% ../nbs/09_cli.ipynb #866c5f3a
 @patch
 def _done(self:PromptRun):
     "Numbers of the prompts that have their line."
@@ -378,7 +378,7 @@ def generate(self:PromptRun, k, **kw):
     self.rcg.number = k
     return self.rcg.generate(self.prompts[k], **{**{n:a[n] for n in ('max_new_tokens','do_sample','temperature','top_p','seed','edits','consolidate')}, **kw})
 
-# %% ../nbs/09_cli.ipynb #ec697e60
+# %% ../nbs/09_cli.ipynb #03c2ef2d
 @patch
 def write(self:PromptRun, k):
     "One prompt: watched, measured, and put down as a line."
@@ -409,7 +409,7 @@ def measured(self:PromptRun, k, g, rise, extra):
     return dict(number=k, prompt=self.prompts[k], text=g.text, tokens=len(tokens), tokens_per_second=round(len(tokens)/g.seconds, 2), seconds=round(g.seconds, 3),
                 collapses=count('collapse'), refused=count('collapse', True), rollbacks=count('rollback'), rep_4=round(rep_n(tokens), 4), rise=rise, held_out_nll=None if self.rcg.base_nll is None else self.rcg.base_nll.tolist(), memory=memory)
 
-# %% ../nbs/09_cli.ipynb #03c2ef2d
+# %% ../nbs/09_cli.ipynb #acd09441
 def generation_line(
     g:dict # line of generations.jsonl
 )->str: # one line
@@ -420,7 +420,7 @@ def generation_line(
              f"{g['memory']['rss_mb']:,.0f} MB" + (f", GPU {g['memory']['gpu_peak_mb']:,.0f} MB" if g['memory']['gpu_peak_mb'] else '')]
     return ', '.join(p for p in parts if p)
 
-# %% ../nbs/09_cli.ipynb #be6e875e
+# %% ../nbs/09_cli.ipynb #2d5df81b
 @patch
 def go(self:PromptRun):
     "Write what is not written yet; gives the results."
@@ -451,7 +451,7 @@ def finish(self:PromptRun):
     if a['save_patch']: print(f"patch: {self.rcg.save_patch(a['save_patch'])}" if self.rcg.patch.stages else "no patch was written: no edit was in force when a text ended")
     return r
 
-# %% ../nbs/09_cli.ipynb #b7b10043
+# %% ../nbs/09_cli.ipynb #cd3286d7
 @patch
 def interrupted(self:PromptRun):
     "Say how far the run had come when it was stopped, and keep its files under new names."
@@ -485,7 +485,7 @@ def resume(cls:PromptRun,
     self.interrupted()
     return self
 
-# %% ../nbs/09_cli.ipynb #cd3286d7
+# %% ../nbs/09_cli.ipynb #0252d771
 def begin_prompts(
     o:dict # options of `plasticity_rcg`
 )->PromptRun: # a new run
@@ -503,7 +503,7 @@ def begin_prompts(
     return PromptRun(dict(model_name=o['model_name'], prompts=prompts, **{k:o[k] for k in ('max_new_tokens','quantize','device','do_sample','temperature','top_p','seed','calibrate','consolidate')},
                           edits=edits, **whole, rcg=asdict(config)), o['output_dir'], quiet=o['quiet'])
 
-# %% ../nbs/09_cli.ipynb #0252d771
+# %% ../nbs/09_cli.ipynb #7b1b2d1d
 def print_prompt_run(
     r:dict, # results.json
     path # run folder
@@ -513,7 +513,7 @@ def print_prompt_run(
     if r['prompts']>1: print(f"\nmeans of {r['prompts']} prompts: {m['tokens']:.0f} tokens at {m['tokens_per_second']:.1f}/s, {m['collapses']:.1f} collapses, rep-4 {m['rep_4']:.2f}" + ('' if m['rise'] is None else f", held-out perplexity {100*m['rise']:+.1f} %"))
     print(f"run folder: {path}")
 
-# %% ../nbs/09_cli.ipynb #7b1b2d1d
+# %% ../nbs/09_cli.ipynb #7be7a45b
 @call_parse
 @one_sentence
 def plasticity_rcg(
@@ -557,7 +557,7 @@ def plasticity_rcg(
     r = job.go()
     print_prompt_run(r, job.run.path)
 
-# %% ../nbs/09_cli.ipynb #3f778e9a
+# %% ../nbs/09_cli.ipynb #d1a8c24b
 NEEDED = dict(cycle=('baseline','cycles','text'), experiment=('rows','dense','seeds','tokens'), rcg=('prompts','means')) # system: what its results.json holds at least
 
 def results_of(
@@ -572,7 +572,7 @@ def results_of(
     if lack: raise PlasticityError(f"results.json of {run.name} has no {lack[0]}: it was written by version {run.config.get('version')} or changed since, look at it with that version")
     return r
 
-# %% ../nbs/09_cli.ipynb #d1a8c24b
+# %% ../nbs/09_cli.ipynb #da04e663
 def print_state(
     run, # `Run`
     r # its results; None if there are none
@@ -589,7 +589,7 @@ def print_state(
     if c.get('version')!=__version__: print(f"written by plasticity_nb {c.get('version')}, shown by {__version__}")
     for x in w: print(x.message)
 
-# %% ../nbs/09_cli.ipynb #ad3d7b9f
+# %% ../nbs/09_cli.ipynb #34f4a562
 def view_cycles(run, r):
     "The table of cycles and what it means."
     if r is None: print('no cycle has been measured to its end yet')
@@ -614,7 +614,7 @@ def view_experiment(run, r):
     print('', *headlines(r), '', sep='\n')
     print(ExperimentReport(r))
 
-# %% ../nbs/09_cli.ipynb #34f4a562
+# %% ../nbs/09_cli.ipynb #340ebcc8
 def view_jobs(
     run # `Run` of an experiment
 ):
@@ -634,7 +634,7 @@ def view_jobs(
                  random=end(Job('cell', CONTROL, j.level, j.seed))) for j in done if j.kind=='cell']
     if rows: print('\nperplexity of the cells that are done, after their last cycle; no mean and no gain is stated before all are\n', pd.DataFrame(rows).astype(dict.fromkeys(['perplexity','dense','random'], float)).to_string(index=False, float_format=lambda x: f'{x:.2f}', na_rep='-'), sep='\n')
 
-# %% ../nbs/09_cli.ipynb #340ebcc8
+# %% ../nbs/09_cli.ipynb #7f2874bd
 VIEWS = dict(cycle=view_cycles, rcg=view_prompts, experiment=view_experiment)
 
 def write_page(

@@ -1,5 +1,6 @@
 "Runs that are killed at any moment go on, and end with the same bytes as a run that nobody touched."
-import os, random, signal, time, warnings
+import os, random, signal, subprocess, sys, time, warnings
+from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork, to begin many processes without importing torch in each')
@@ -30,7 +31,7 @@ def in_process(f, *args, kill_after=600, kill_when=lambda: False):
 
 def results(folder): return (next(folder.glob('run_*'))/'results.json').read_bytes()
 
-def test_killed_at_random(tmp_path):
+def killed_at_random(tmp_path):
     "Twenty kills at random moments, spread over as many lives as it takes; each run that comes to its end is compared."
     import plasticity_nb.cycle.system # once, for all processes
     from plasticity_nb.cycle.memory import StrategyMemory
@@ -42,7 +43,7 @@ def test_killed_at_random(tmp_path):
         status = None
         while status is None:
             f = go_on if list(folder.glob('run_*')) else begin
-            status = in_process(f, folder, kill_after=chance.uniform(.1, .8)*took if kills < KILLS else 600)
+            status = in_process(f, folder, kill_after=chance.uniform(.05, .6)*took if kills < KILLS else 600)
             kills += status is None
         assert status == 0
         assert results(folder) == results(whole)
@@ -51,7 +52,7 @@ def test_killed_at_random(tmp_path):
         ended += 1
     print(f'{kills} kills, {ended} runs')
 
-def test_second_process_is_refused(tmp_path):
+def second_process_is_refused(tmp_path):
     "While a run goes on, nobody else may go on with it."
     from plasticity_nb.cycle.system import AdaptivePlasticitySystem
     from plasticity_nb.errors import PlasticityError
@@ -61,3 +62,11 @@ def test_second_process_is_refused(tmp_path):
     with run.hold():
         with pytest.raises(PlasticityError, match='another process is at work'): AdaptivePlasticitySystem.resume(run.path, verbose=False)
     assert not run.events('failed') # being refused is no failure of the run
+
+@pytest.mark.parametrize('what', ['killed_at_random', 'second_process_is_refused'])
+def test_resume(what, tmp_path):
+    "In a process that has not computed anything yet: threads of torch do not survive a fork."
+    done = subprocess.run([sys.executable, __file__, what, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+if __name__ == '__main__': globals()[sys.argv[1]](Path(sys.argv[2]))
