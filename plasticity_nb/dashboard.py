@@ -68,7 +68,7 @@ def control(
     points = [(0, 'before the run', start)]
     for i, c in enumerate(results['cycles']):
         if (v := measure(c.get(which), key)) is None: continue
-        back = which == 'random' and taken_back(c)
+        back = taken_back(c)
         points.append((n*i+n, f'cycle {c["cycle"]}, {name}' + ', taken back with the run'*back, points[-1][2] if back else v))
     return points if len(points) > 1 else []
 
@@ -348,8 +348,8 @@ def _now(results):
     return results.get('final') or next((c['phases'].get('learn') for c in reversed(results['cycles']) if not taken_back(c)), None)
 
 def _dense(results):
-    "The dense control, or as far as it has come."
-    return results.get('dense') or next((c['dense'] for c in reversed(results['cycles']) if c.get('dense')), None)
+    "The dense control, or as far as it has come, in cycles that were kept."
+    return results.get('dense') or next((c['dense'] for c in reversed(results['cycles']) if c.get('dense') and not taken_back(c)), None)
 
 # %% ../nbs/08_dashboard.ipynb #98459052
 def _fate(results):
@@ -358,7 +358,8 @@ def _fate(results):
     if back := [c for c in cycles if taken_back(c)]:
         bound = results.get('quality_bound')
         why = f'perplexity ended above {bound:g} × that before the run' if bound else 'the model gave no numbers any more'
-        said.append(f'{len(back)} of {len(cycles)} cycles {"was" if len(back) == 1 else "were"} taken back, since {why}; what the model learned there is lost to it, while the dense control kept it.')
+        if results.get('strategy') == 'adaptive': why += ', or the score had fallen'
+        said.append(f'{len(back)} of {len(cycles)} cycles {"was" if len(back) == 1 else "were"} taken back, since {why}; what was learned there is lost to the model and to its controls.')
     if best.get('cycle') == 0: said.append('No cycle came to a better score than the untouched model has.')
     elif best.get('cycle') is not None: said.append(f'The score was best after cycle {best["cycle"]} ({number(measure(best, "score"))}; 0 is the untouched model).')
     share = lambda k: f'{100*measure(small, k+"_after")/measure(small, k+"_before"):.1f} %' if measure(small, k+'_before') and measure(small, k+'_after') is not None else '–'

@@ -167,7 +167,7 @@ class StrategyBandit:
     ):
         c = self.config = config or BanditConfig()
         self.arms = [(s,l,g) for s in c.strategies for l in c.levels for g in c.growth_ratios]
-        self.chance,self.seen,self.kept = np.random.default_rng(seed),[],[] # outcomes of this run: (features, score); of others: (features, score, weight)
+        self.chance,self.seen,self.kept = np.random.default_rng(seed if seed>=0 else [1, -seed]),[],[] # outcomes of this run: (features, score); of others: (features, score, weight)
         if memory is not None and len(memory): self._recall(memory.frame(), family, parameters, text)
 
 @patch

@@ -315,7 +315,7 @@ def _one_cycle(self:AdaptivePlasticitySystem, cycle):
     "A cycle of all arms, put down in the results."
     share = self._open_share(); expected = plain(self.bandit.expected(share).to_dict('records')) if self.bandit else None
     strategy,level,ratio = self._choice()
-    was,done,n = {a.role:a.state() for a in self.arms.values() if a.role!='dense'},{},None
+    was,done,n = {role:a.state() for role,a in self.arms.items()},{},None
     for role,arm in self.arms.items():
         done[role] = self._cycle(arm, cycle, strategy, level, ratio, n)
         if role=='study': n = len(done['study']['revived'])
@@ -334,6 +334,10 @@ def _one_cycle(self:AdaptivePlasticitySystem, cycle):
 # %% ../../nbs/cycle/03_system.ipynb #5a545b22
 def digest(path): # of a file: its SHA-256
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def tidy(run): # checkpoints that only a run which is not finished needs go away
+    for p in run.checkpoints(): p.name.startswith('cycle_') and drop(p)
+    for p in (run.path/'checkpoints').glob('.*.gone'): shutil.rmtree(p)
 
 def drop(folder): # take a checkpoint away; one that is half gone is never seen
     gone = folder.with_name(f'.{folder.name}.gone')
@@ -493,7 +497,7 @@ def found_by(x): # what a model or text that was given can be found by again, fr
 @patch
 def run_adaptive_optimization(self:AdaptivePlasticitySystem,
     max_cycles:int=3, # cycles of prune, measure, grow, learn
-    initial_pruning_level:float=0.2, # share of the open heads that a cycle closes; for an adaptive run the middle of what it chooses from
+    initial_pruning_level:float=0.2, # share of the open heads that a cycle closes; for an adaptive run the most that it chooses from
     initial_growth_ratio:float=0.3 # share of the closed heads that may come back, if the gradient asks for them
 )->dict: # the results, as in results.json
     "Run the cycles, write the run folder with its dashboard, and return the results."
@@ -519,9 +523,9 @@ def _go(self:AdaptivePlasticitySystem):
             e.add_note(f"what was measured before is in {self.run.path}, and resume goes on from there")
             raise
         finally: self.bar.bar.close()
-        self.run.event('done', seconds=round(time.time()-start, 1))
         self.dashboard = write_dashboard(self.run.path)
-        for p in self.run.checkpoints(): p.name.startswith('cycle_') and drop(p)
+        self.run.event('done', seconds=round(time.time()-start, 1))
+        tidy(self.run)
     return self.results
 
 # %% ../../nbs/cycle/03_system.ipynb #28e4776d
@@ -548,9 +552,9 @@ def _cycles(self:AdaptivePlasticitySystem):
 def _finish(self:AdaptivePlasticitySystem):
     "Samples, saved models, the last results."
     self.bar.phase('samples and checkpoints')
-    r,shown,last = self.r,self.prompts[:4],self.r['cycles'][-1]
+    r,shown = self.r,self.prompts[:4]
     kept = [c for c in r['cycles'] if c['accepted']]
-    r['final'],r['dense'],r['random'] = kept[-1]['phases']['learn'] if kept else r['baseline'],last['dense'],kept[-1]['random'] if kept else None
+    r['final'],r['dense'],r['random'] = (kept[-1]['phases']['learn'],kept[-1]['dense'],kept[-1]['random']) if kept else (r['baseline'],None,None)
     texts = {role:continuations(a.lm, shown) for role,a in self.arms.items()}
     r['samples'] = [dict(prompt=p, before=self.before[i], after=texts['study'][i], dense=texts['dense'][i] if 'dense' in texts else None) for i,p in enumerate(self.lm.tokenizer.batch_decode(shown, skip_special_tokens=True))]
     r['reloaded_perplexity'] = self._keep('final', r['final'])
@@ -570,7 +574,7 @@ def resume(cls:AdaptivePlasticitySystem,
 )->AdaptivePlasticitySystem: # with its `results`; None if the run is finished
     "Go on with a run that was stopped, to its end."
     run = Run.open(path); c = run.config['config']
-    if run.events('done') and not any(p.name.startswith('cycle_') for p in run.checkpoints()): return None
+    if run.system=='cycle' and run.events('done'): return tidy(run)
     if run.system!='cycle' or 'asked' not in c: raise PlasticityError(f"{path} cannot be gone on with ({'a run of '+run.system if run.system!='cycle' else 'written by an earlier version'}): give the folder of a plasticity_run")
     o = c['asked'] | {k:v for k,v in dict(model_name=model_name, dataset=dataset, device=device).items() if v is not None} | dict(verbose=verbose)
     for k in ('model_name','dataset'):

@@ -585,6 +585,7 @@ def carry_on(
 )->ExperimentReport: # what results.json holds
     "Do the jobs of a run that are not done, and write its results."
     plan,files = plan_of(run),Files(run.path/'jobs')
+    _lab.cache_clear() # a folder may hold another model by now than it did for the last run
     jobs = graph(plan)
     with run.hold():
         files.folder.mkdir(exist_ok=True)
