@@ -16,8 +16,8 @@ from pathlib import Path
 from fastcore.script import call_parse
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, two-sided, by number of seeds
-STRATEGIES = 'taylor', 'irreplaceable', 'output_norm', 'random'
-LEVELS, GROWTH = (.1, .2, .3), (0., .3)
+STRATEGIES = 'irreplaceable', 'taylor', 'output_norm', 'random'
+LEVELS, GROWTH = (.05, .1, .2, .3), (0., .3)
 DEFAULT = .2, .3  # level and growth ratio of a run that asks for nothing
 
 
@@ -32,49 +32,52 @@ class Job:
     memory: bool = False
 
     @property
-    def name(self): return self.strategy + (' with memory' if self.memory else '') + ('' if self.strategy == 'adaptive' else f', {self.level:.0%}, growth {self.growth:.0%}')
+    def name(self):
+        if self.strategy == 'adaptive': return f"adaptive{' with memory' if self.memory else ''}, up to {self.level:.0%}"
+        return f'{self.strategy}, {self.level:.0%}, growth {self.growth:.0%}'
 
 
 def jobs_of(plan, datasets, seeds):
-    "Runs, adaptive ones first, then those at the default level."
-    if plan == 'memory': return [Job(d, s, 'adaptive', memory=True) for s in seeds for d in datasets]
-    arms = [('adaptive', *DEFAULT), *((s, *DEFAULT) for s in STRATEGIES), *((s, l, g) for s in STRATEGIES for l in LEVELS for g in GROWTH)]
+    "Runs: adaptive ones first, then those at the default level, learning alone, and every level and growth of the two strategies that an adaptive run chooses from."
+    free = [('adaptive', *DEFAULT), ('adaptive', .3, .3)]  # up to the level that is asked for
+    if plan == 'memory': return [Job(d, s, *a, memory=True) for a in free for s in seeds for d in datasets]
+    arms = [*free, *((s, *DEFAULT) for s in STRATEGIES), ('irreplaceable', 0., 0.), *((s, l, g) for s in STRATEGIES[:2] for l in LEVELS for g in GROWTH), *((s, .1, 0.) for s in STRATEGIES[2:])]
     return [Job(d, s, *a) for a in dict.fromkeys(arms) for s in seeds for d in datasets]
 
 
 def remember(path, rows):
     "A memory file with the outcomes of some runs."
-    from plasticity_nb.cycle.memory import StrategyMemory
+    from plasticity_nb.cycle.memory import StrategyMemory, outcome
     memory = StrategyMemory(path)
     for r in rows:
-        heads = r['baseline']['active_heads']
+        before = r['baseline']
         for c in r['cycles']:
-            if c['gain'] is not None: memory.add(c['strategy'], c['level'], c['growth'], c['gain'], open_share=heads / r['baseline']['active_heads'], accepted=c['accepted'], text=r['text'], run=r['name'], **r['about'])
-            if c['accepted']: heads = c['heads']
+            if c['gain'] is None: continue
+            after = dict(perplexity=c['perplexity'], degeneration=c['degeneration'], active_heads=c['heads'])
+            memory.add(c['strategy'], c['level'], c['growth'], outcome(after, before, r['baseline']['active_heads']), open_share=before['active_heads'] / r['baseline']['active_heads'],
+                       accepted=c['accepted'], text=r['text'], run=r['name'], **r['about'])
+            if c['accepted']: before = after
     return memory
-
-
-def about(lm): return dict(family=lm.model.config.model_type, parameters=lm.n_params)  # how a memory knows a model
 
 
 def do(job, options, earlier):
     "One run; what is kept of it."
     from plasticity_nb.cycle.memory import BanditConfig
-    from plasticity_nb.cycle.system import AdaptivePlasticitySystem
+    from plasticity_nb.cycle.system import AdaptivePlasticitySystem, default_bandit
     with tempfile.TemporaryDirectory() as folder:
         adaptive, memory = job.strategy == 'adaptive', None
         if job.memory:
             rows = [r for r in earlier if r['strategy'] == 'adaptive' and not r['memory'] and r['dataset'] != job.dataset]
             if not rows: raise SystemExit('there are no adaptive runs on another text yet: do the other plan first')
             memory = remember(Path(folder) / 'memory.sqlite', rows)
-        bandit = BanditConfig(**options['bandit']) if adaptive else None
+        bandit = BanditConfig(**asdict(default_bandit(job.level, job.growth)) | options['bandit']) if adaptive else None
         began = time.perf_counter()
         system = AdaptivePlasticitySystem(options['model'], job.dataset, folder, options['device'], False, steps=options['steps'], strategy=job.strategy, bandit=bandit, memory=memory,
-                                          quality_bound=options['quality_bound'], refit=options['refit'], controls=False, seed=job.seed)
+                                          quality_bound=options['quality_bound'], refit=options['refit'], samples=options['samples'], controls=False, seed=job.seed)
         r = system.run_adaptive_optimization(options['cycles'], job.level, job.growth)
-        return dict(text=system.dataset, about=about(system.lm), baseline={k: r['baseline'][k] for k in ('perplexity', 'degeneration', 'active_heads')}, best={k: r['best'][k] for k in ('cycle', 'score', 'perplexity', 'active_heads')},
+        return dict(text=system.dataset, about={k: system.who[k] for k in ('family', 'parameters', 'learning')}, baseline={k: r['baseline'][k] for k in ('perplexity', 'degeneration', 'active_heads')}, best={k: r['best'][k] for k in ('cycle', 'score', 'perplexity', 'active_heads')},
                     cycles=[dict(strategy=c['strategy'], level=c['pruning_level'], growth=c['growth_ratio'], accepted=c['accepted'], score=c['score'], gain=c['gain'],
-                                 perplexity=c['phases']['learn']['perplexity'], heads=c['phases']['learn']['active_heads']) for c in r['cycles']], seconds=round(time.perf_counter() - began, 1))
+                                 perplexity=c['phases']['learn']['perplexity'], degeneration=c['phases']['learn']['degeneration'], heads=c['phases']['learn']['active_heads']) for c in r['cycles']], seconds=round(time.perf_counter() - began, 1))
 
 
 def mean(xs, form='.3f'):
@@ -101,15 +104,15 @@ def tables(rows):
         most = max(map(len, by.values()))
         by = {n: v for n, v in by.items() if len(v) == most}
         score = lambda n: [by[n][s]['best']['score'] for s in sorted(by[n])]
-        fixed = [n for n in by if not n.startswith('adaptive')]
+        fixed, own = [n for n in by if not n.startswith('adaptive')], Job('', 0, 'adaptive').name
         best = max(fixed, key=lambda n: st.mean(score(n)), default=None)
         out += ['', f"{o['model']} on {rs[0]['text']}, {o['cycles']} cycles of {o['steps']} steps, {most} seeds; best fixed run in hindsight: {best}", '',
-                '| run | score | adaptive minus this, same seed | after cycle 1 | after 2 | after 4 | perplexity | heads |', '|---|---:|---:|---:|---:|---:|---:|---:|']
+                f'| run | score | {own} minus this, same seed | after cycle 1 | after 2 | after 4 | perplexity | heads |', '|---|---:|---:|---:|---:|---:|---:|---:|']
         for n in sorted(by, key=lambda n: -st.mean(score(n))):
             seeds, at = sorted(by[n]), lambda i: mean([so_far(by[n][s])[min(i, o['cycles']) - 1] for s in by[n]])
-            less = mean([by['adaptive'][s]['best']['score'] - by[n][s]['best']['score'] for s in seeds]) if 'adaptive' in by and n != 'adaptive' and seeds == sorted(by['adaptive']) else ''
+            less = mean([by[own][s]['best']['score'] - by[n][s]['best']['score'] for s in seeds]) if own in by and n != own and seeds == sorted(by[own]) else ''
             out.append(f"| {n} | {mean(score(n))} | {less} | {at(1)} | {at(2)} | {at(4)} | {st.mean(r['best']['perplexity'] for r in by[n].values()):.2f} | {st.mean(r['best']['active_heads'] for r in by[n].values()):.1f} |")
-        if best and 'adaptive' in by: out += ['', f"adaptive over the best fixed run: {st.mean(score('adaptive')) / st.mean(score(best)):.2f} × its score"]
+        out += ['', *(f'{n} over the best fixed run: {st.mean(score(n)) / st.mean(score(best)):.2f} × its score' for n in by if best and n.startswith('adaptive'))]
     return '\n'.join(out[1:])
 
 
@@ -138,6 +141,7 @@ def main(plan: str = 'fixed',  # 'fixed': adaptive and fixed runs; 'memory': ada
          cycles: int = 8,
          steps: int = 30,  # of training in a cycle
          quality_bound: float = 1.25,
+         samples: int = 128,  # held-out prompts whose continuations are judged; 16 make a score too noisy to compare cycles by
          refit: bool = False,  # least squares after pruning, in all runs
          bandit: str = '{}',  # more of `BanditConfig`, as JSON
          only: str = None,  # runs whose line of --list_only holds this
@@ -159,8 +163,8 @@ def main(plan: str = 'fixed',  # 'fixed': adaptive and fixed runs; 'memory': ada
         return
     jobs = [j for j in jobs_of(plan, datasets.split(','), [int(s) for s in seeds.split(',')]) if not only or only in repr(j)]
     if list_only: return print('\n'.join(map(repr, jobs)))
-    own = dict(strategies=STRATEGIES[:-1], levels=LEVELS, growth_ratios=GROWTH) | json.loads(bandit)
-    options = dict(model=model_name, cycles=cycles, steps=steps, quality_bound=quality_bound, refit=refit)
+    own = json.loads(bandit)
+    options = dict(model=model_name, cycles=cycles, steps=steps, quality_bound=quality_bound, refit=refit, samples=samples)
     (i, n), started, failed = map(int, part.split('/')), time.perf_counter(), []
     for job in jobs[i::n]:
         facts = options | (dict(bandit=own) if job.strategy == 'adaptive' else {})

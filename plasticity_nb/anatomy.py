@@ -324,7 +324,7 @@ def own_sites(
     trace:Trace # after `run`
 )->list: # of `Site`
     "Attention layers that compute in their own code."
-    H = getattr(trace.model.config.get_text_config(decoder=True), 'num_attention_heads', None)
+    same,cuts = getattr(trace.model.config.get_text_config(decoder=True), 'num_attention_heads', None),getattr(trace.model, 'cuts', None)
     groups,names = {},trace.names
     attn = {n:m for m,n in names.items() if 'attention' in type(m).__name__.lower() and n}
     for i,e in enumerate(trace.events):
@@ -334,7 +334,7 @@ def own_sites(
         if owner: groups.setdefault(owner, []).append(i)
     sites = []
     for name,idx in groups.items():
-        last = trace.events[idx[-1]]
+        last,H = trace.events[idx[-1]],same if cuts is None else len(cuts.heads[name])
         if not H or last['n_in']%H or len(idx)<2: continue
         D = last['n_in']//H
         sites.append(Site(attn[name], last['module'], H, H, D, D, False, 'projection', False))
@@ -420,12 +420,13 @@ def _layer(self:Anatomy, trace, site):
     name = trace.names[site.module]
     leaves = [e for e in trace.events if e['kind']=='linear' and 'leaf' in e and trace.names[e['module']].startswith(name+'.') and e['module'] is not site.out]
     rel = tuple((trace.names[e['module']][len(name):], e['n_out']) for e in leaves)
-    key = (type(site.module), site.n_heads, site.n_kv, site.head_dim, site.value_dim, rel)
+    kv_map = getattr(site.module, 'kv_map', None) # of a compact layer with uneven groups, whose keys and values come repeated
+    key = (type(site.module), site.n_heads, site.n_kv, site.head_dim, site.value_dim, rel, None if kv_map is None else tuple(kv_map.tolist()))
     if key not in self._same: self._same[key] = [site_readers(trace, site, e['leaf']) for e in leaves]
     proj = [trace.projection(e['module'], r) for e,r in zip(leaves, self._same[key]) if r.any()]
     if not site.interface and not all(any((p.readers[h] & (p.readers.sum(0)==1)).any() for p in proj) for h in range(site.n_heads)):
         raise PlasticityError(f"{self.model_name} cannot be described: {'not every head has rows of its own' if proj else 'gradients do not pass through'} in {name} ({type(site.module).__name__})")
-    n_kv,kv_index = site.n_kv,site.kv_index
+    n_kv,kv_index = (site.n_kv,site.kv_index) if kv_map is None else (int(kv_map.max())+1,kv_map.cpu())
     if not site.interface and proj:
         sets = torch.unique(torch.cat([p.readers for p in proj], 1), dim=1).T
         shared = [s for s in sets if s.sum()>1]

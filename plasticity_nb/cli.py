@@ -138,6 +138,7 @@ def plasticity_experiment(
     refit:store_true=False, # solve output projections anew after pruning
     teacher:store_true=False, # learn also from what the untouched model says
     executor:str='local', # local, or ray: on a cluster, or as many processes as this machine has cores
+    threads:int=None, # of torch, in each process; default: all there are, with ray 1
     output_dir:str=None, # where run folders go; default ./output/experiment
     device:str=None, # cpu or cuda; default: the GPU if there is one
     resume:str=None, # the folder of a run to go on with; what it is about stands in it
@@ -151,7 +152,7 @@ def plasticity_experiment(
         if more := changed(plasticity_experiment, o, ('resume','executor','quiet')): raise PlasticityError(f"a run goes on as it was begun: leave out --{more[0]}")
         run,report = resume,PlasticityExperiment.resume(resume, executor, not quiet)
     else:
-        e = PlasticityExperiment(model_name, dataset, output_dir, device, not quiet)
+        e = PlasticityExperiment(model_name, dataset, output_dir, device, not quiet, threads=threads)
         names = [s.strip() for s in pruning_strategies.split(',') if s.strip()]
         report = e.run_experiment(names, numbers_of(pruning_levels, float, 'pruning_levels'), fine_tuning_steps, plasticity_cycles, numbers_of(seeds, int, 'seeds'), not no_regrow, refit, teacher, executor)
         run = e.run.path
@@ -619,14 +620,12 @@ def view_jobs(
     run # `Run` of an experiment
 ):
     "Cells that are done, before the experiment is."
-    import json
     import pandas as pd
-    from plasticity_nb.experiment.runner import CONTROL, Job, graph, plan_of
-    jobs,done = graph(plan_of(run)),{}
+    from plasticity_nb.experiment.runner import CONTROL, Damaged, Files, Job, graph, plan_of
+    jobs,done,files = graph(plan_of(run)),{},Files(run.path/'jobs')
     for j in jobs:
-        path = run.path/'jobs'/f'{j.name}.json'
-        try: done |= {j: json.loads(path.read_text(encoding='utf-8'))} if path.exists() else {}
-        except ValueError: print(f"the file of job {j.name} is damaged: it is done again when the run goes on")
+        try: done |= {j: files.read(j)} if files.path(j).exists() else {}
+        except Damaged as e: print(e)
     print(f"{len(done)} of {len(jobs)} jobs are done")
     last = lambda j: done[j]['cycles'][-1] if j in done else None
     end = lambda j: c['phases']['settle']['perplexity'] if (c := last(j)) else None

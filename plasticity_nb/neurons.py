@@ -6,20 +6,20 @@
 __all__ = ['NeuronGates', 'GatedLayer', 'gated_layers']
 
 # %% ../nbs/05_neurons.ipynb #6503c271
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from fastcore.basics import patch
 
 from .anatomy import Projection
-from .attention import Instrument
+from .attention import Gates
 from .errors import PlasticityError
 from .models import as_lm
 
 # %% ../nbs/05_neurons.ipynb #a646a6dd
-class NeuronGates:
+class NeuronGates(Gates):
     "A gate on every neuron of every plain MLP."
+    kind = 'neuron'
     def __init__(self,
         lm # `LM`, an `Instrument` on one, or a transformers decoder
     ):
@@ -30,6 +30,9 @@ class NeuronGates:
         for n,l in zip(downs, self.anatomy.layers):
             if n and n not in shared: shared[n] = self._attach(modules[n], l.mlp.width)
         self.gates = [shared[n] if n else None for n in downs] # float tensor [width] of each layer, None without a plain MLP; layers that share their MLP share its gates
+
+    @property
+    def rows(self)->list: return [None if g is None else g.detach() for g in self.gates] # the gates of each layer, or None
 
 @patch
 def _attach(self:NeuronGates, module, width):
@@ -42,35 +45,10 @@ def _attach(self:NeuronGates, module, width):
     self._undo += [lambda: delattr(module, 'plastic_neurons'), module.register_forward_pre_hook(hook).remove]
     return gate
 
-# %% ../nbs/05_neurons.ipynb #c3bb231a
-@patch
-def remove(self:NeuronGates):
-    "Take the gates off; the model is what it was. May be called twice."
-    while self._undo: self._undo.pop()()
-
-@patch
-@contextmanager
-def closed(self:NeuronGates,
-    neurons # of (layer, neuron)
-):
-    "Neurons are closed while the block runs; then their gates are what they were, also when something raises."
-    was,neurons = [None if g is None else g.detach().clone() for g in self.gates],list(neurons)
-    for l,n in neurons:
-        if not (0<=l<len(self.gates) and self.gates[l] is not None and 0<=n<len(self.gates[l])): raise PlasticityError(f"there is no neuron ({l}, {n}) in {self.lm.name}: give (layer, neuron), counted from 0, of a layer with a plain MLP")
-    for l,n in neurons: self.gates[l].data[n] = 0
-    try: yield self
-    finally:
-        for g,w in zip(self.gates, was):
-            if g is not None: g.data.copy_(w)
-
 @patch
 def __repr__(self:NeuronGates):
     gates = [g for g in {id(g):g for g in self.gates if g is not None}.values()]
     return f"gates on the neurons of {self.lm.name}: {sum(int((g!=0).sum()) for g in gates)} of {sum(len(g) for g in gates)} open"
-@patch
-def __enter__(self:NeuronGates): return self
-@patch
-def __exit__(self:NeuronGates, *exc): self.remove()
 
 # %% ../nbs/05_neurons.ipynb #aef69d0a
 @dataclass
@@ -87,6 +65,7 @@ def gated_layers(
     gated # an `Instrument` or `NeuronGates`
 )->list: # of `GatedLayer`; a layer without a plain MLP has no entry for neurons
     "What has gates, layer by layer."
-    if isinstance(gated, Instrument): return [GatedLayer(i, 'head', l.out, l.value_dim, gated.gates.detach()[i,:l.n_heads], [(p, p.readers & (p.readers.sum(0)==1)) for p in l.proj]) for i,l in enumerate(gated.anatomy.layers)]
-    if isinstance(gated, NeuronGates): return [GatedLayer(i, 'neuron', l.mlp.down, 1, gated.gates[i].detach(), list(zip(l.mlp.up, l.mlp.rows))) for i,l in enumerate(gated.anatomy.layers) if l.mlp]
-    raise PlasticityError(f"a {type(gated).__name__} has no gates: put an instrument on it first, inst = instrument(lm), or gates on its neurons, NeuronGates(lm)")
+    if not isinstance(gated, Gates): raise PlasticityError(f"a {type(gated).__name__} has no gates: put an instrument on it first, inst = instrument(lm), or gates on its neurons, NeuronGates(lm)")
+    layers = [(i, l, r) for i,(l,r) in enumerate(zip(gated.anatomy.layers, gated.rows)) if r is not None]
+    if gated.kind=='head': return [GatedLayer(i, 'head', l.out, l.value_dim, r, [(p, p.readers & (p.readers.sum(0)==1)) for p in l.proj]) for i,l,r in layers]
+    return [GatedLayer(i, 'neuron', l.mlp.down, 1, r, list(zip(l.mlp.up, l.mlp.rows))) for i,l,r in layers]

@@ -39,6 +39,7 @@ def browser():
 
 class Visit:
     "A dashboard opened in the browser, and what the browser said."
+    FITS = "[...document.querySelectorAll('.plasticity-figure')].every(f => f.querySelector('.main-svg').getBoundingClientRect().right <= innerWidth + 1)"
     def __init__(self, browser, folder, results, system='cycle', config={}, event='start', width=1280, scheme='light', cells=None):
         run = Run.create(system, folder, config)
         run.event(event, text=event)
@@ -68,7 +69,15 @@ class Visit:
         assert self.js("document.querySelectorAll('.plasticity-figure').length") == n_figures
         assert self.js("document.querySelectorAll('.plasticity-figure[data-drawn] .cartesianlayer .subplot').length") >= n_figures
         assert self.js('document.documentElement.scrollWidth <= innerWidth')
-        assert self.js("[...document.querySelectorAll('.plasticity-figure')].every(f => f.querySelector('.main-svg').getBoundingClientRect().right <= innerWidth + 1)")
+        assert self.js(self.FITS)
+
+    def turn_to_a_dark_telephone(self, n_figures):
+        "The same page made narrow and dark."
+        self.page.set_viewport_size(dict(width=390, height=844))
+        self.page.emulate_media(color_scheme='dark')
+        self.until(f"document.querySelectorAll('.plasticity-figure[data-drawn=dark]').length == {n_figures}")
+        self.until(self.FITS)
+        self.check(n_figures)
 
 @pytest.mark.parametrize('shape,n_figures', [
     (dict(), 8), (dict(heads=(9,)*30, n_cycles=1), 6), (dict(heads=(8, 3, 1, 5), n_cycles=10, controls=False), 15), (dict(n_cycles=0), 2),
@@ -77,11 +86,7 @@ def test_shapes(browser, tmp_path, shape, n_figures):
     v = Visit(browser, tmp_path, synthetic(**shape))
     v.check(n_figures)
     assert ('not measured in this run' in v.page.inner_text('body')) == (not shape.get('controls', True) or shape.get('n_cycles') == 0)
-    v.page.set_viewport_size(dict(width=390, height=844))
-    v.page.emulate_media(color_scheme='dark')
-    v.until(f"document.querySelectorAll('.plasticity-figure[data-drawn=dark]').length == {n_figures}")
-    v.until("[...document.querySelectorAll('.plasticity-figure')].every(f => f.querySelector('.main-svg').getBoundingClientRect().right <= innerWidth + 1)")
-    v.check(n_figures)
+    v.turn_to_a_dark_telephone(n_figures)
     v.page.close()
 
 def test_dark_on_a_telephone(browser, tmp_path):
@@ -157,11 +162,7 @@ def test_experiments(browser, tmp_path, shape, n_figures):
     v.check(n_figures)
     v.page.click('summary')
     assert ('no difference on this page counts yet' in v.page.inner_text('body')) == (len(results['seeds']) < 3)
-    v.page.set_viewport_size(dict(width=390, height=844))
-    v.page.emulate_media(color_scheme='dark')
-    v.until(f"document.querySelectorAll('.plasticity-figure[data-drawn=dark]').length == {n_figures}")
-    v.until("[...document.querySelectorAll('.plasticity-figure')].every(f => f.querySelector('.main-svg').getBoundingClientRect().right <= innerWidth + 1)")
-    v.check(n_figures)
+    v.turn_to_a_dark_telephone(n_figures)
     v.page.close()
 
 def test_no_gain_without_its_control(browser, tmp_path):

@@ -1,28 +1,15 @@
 "Experiments that are killed, doubled, spread over Ray workers, damaged or asked for nonsense."
-import importlib.util, json, multiprocessing, os, random, signal, subprocess, sys, time
+import importlib.util, json, multiprocessing, os, random, shutil, sys, time
 from pathlib import Path
 import pytest
 from plasticity_nb.errors import PlasticityError
 from plasticity_nb.experiment.runner import PlasticityExperiment, graph, need_ray, plan_of
+from plasticity_nb.models import load_lm
 from plasticity_nb.runs import Run
 
-SIZES = dict(device='cpu', block_len=32, eval_blocks=2, calibration_blocks=2, curve_blocks=1, looks=2, threads=1)
+SIZES = dict(dataset=str(Path(__file__).parents[1]/'LICENSE'), device='cpu', block_len=32, eval_blocks=2, calibration_blocks=2, curve_blocks=1, looks=2, gate_lr=.4, threads=1)
 ASKED = dict(pruning_strategies=['taylor'], pruning_levels=[.3], fine_tuning_steps=3, plasticity_cycles=2, seeds=[0, 1], refit=True, teacher=True)
 KILLS = 20
-
-SCRIPT = '''
-import json, sys, warnings
-from plasticity_nb.experiment.runner import PlasticityExperiment
-warnings.simplefilter('ignore')
-sizes, asked, folder, path = json.loads(sys.argv[1])
-if path: PlasticityExperiment.resume(path, verbose=False)
-else: PlasticityExperiment('tiny', output_dir=folder, verbose=False, **sizes).run_experiment(**asked)
-'''
-
-def start(folder, path=None, **kw):
-    "An experiment in a process of its own, which leads a group that can be killed as one."
-    said = json.dumps([SIZES, ASKED | kw, str(folder), path and str(path)])
-    return subprocess.Popen([sys.executable, '-c', SCRIPT, said], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1'), start_new_session=True)
 
 def outcome(path): return {f: (Path(path)/f).read_bytes() for f in ('results.json', 'plasticity_results.json')}
 
@@ -35,24 +22,39 @@ def whole(tmp_path_factory):
     times = [x['time'] for x in e.run.events()]
     return e.run.path, times[-1] - times[0]
 
-def live(folder, path):
+@pytest.fixture
+def unfinished(whole, tmp_path):
+    "A copy of that experiment in which two jobs and the results are missing; what its config says can be changed."
+    path = tmp_path/'run_copy'; shutil.copytree(whole[0], path)
+    for f in ('jobs/dense-1.json', 'jobs/cell-taylor-0.3-0.json', 'results.json'): (path/f).unlink()
+    return path
+
+def reconfigure(path, **changed):
+    config = json.loads((path/'config.json').read_text()); config['config'] |= changed
+    (path/'config.json').write_text(json.dumps(config))
+
+def live(folder, path, asked=ASKED):
     "What a process does before it is killed: begin an experiment, or go on with it."
     os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
     if path: PlasticityExperiment.resume(path, verbose=False)
-    else: PlasticityExperiment('tiny', output_dir=folder, verbose=False, **SIZES).run_experiment(**ASKED)
+    else: PlasticityExperiment('tiny', output_dir=folder, verbose=False, **SIZES).run_experiment(**asked)
+
+def processes():
+    "Processes that begin at once, since what they import is there already."
+    found = multiprocessing.get_context('forkserver'); found.set_forkserver_preload(['plasticity_nb.experiment.runner'])
+    return found
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='SIGKILL exists on POSIX only')
 def test_killed_and_resumed(whole, tmp_path):
     "Killed at random moments, in the middle of jobs and of files, and resumed each time: the same bytes as if nothing had happened."
-    processes = multiprocessing.get_context('forkserver'); processes.set_forkserver_preload(['plasticity_nb.experiment.runner']) # so that a life begins at once
     path, seconds = whole
     chance, run, kills, midway = random.Random(4), None, 0, 0
     while kills < KILLS:
-        p = processes.Process(target=live, args=(tmp_path, run)); p.start()
+        p = processes().Process(target=live, args=(tmp_path, run)); p.start()
         while run is None:
             assert p.is_alive(); time.sleep(.01)
             run = next((f.parent for f in tmp_path.glob('run_*/jobs')), None)
-        p.join(chance.uniform(0, 2 + seconds/2))
+        p.join(chance.uniform(0, 1 + seconds/3))
         if p.exitcode is None:
             p.kill(); p.join(); kills += 1
             midway += not (run/'results.json').exists()
@@ -60,27 +62,21 @@ def test_killed_and_resumed(whole, tmp_path):
         if (run/'results.json').exists():  # it has finished: take some of it away and go on
             assert outcome(run) == outcome(path)
             for f in chance.sample(sorted((run/'jobs').glob('*.json')), 6) + [run/'results.json']: f.unlink()
-    p = processes.Process(target=live, args=(tmp_path, run)); p.start(); p.join()
+    p = processes().Process(target=live, args=(tmp_path, run)); p.start(); p.join()
     assert p.exitcode == 0 and outcome(run) == outcome(path)
     assert midway >= KILLS//2
     assert not [f for f in (run/'jobs').iterdir() if f.name.startswith('.') or 'damaged' in f.name]
 
-def busy(run):
-    "Whether a process holds the run."
-    try:
-        with Run(run).hold(): return False
-    except PlasticityError: return True
-
-def test_two_processes(whole, tmp_path):
+@pytest.mark.skipif(sys.platform == 'win32', reason='SIGKILL exists on POSIX only')
+def test_two_processes(tmp_path):
     "While one process is at work on a run, a second one is refused and changes nothing; when the first is dead, it may go on."
-    first = start(tmp_path, seeds=[0, 1, 2], fine_tuning_steps=200)
-    while not (found := [*tmp_path.glob('run_*/jobs')]): assert first.poll() is None, first.stderr.read(); time.sleep(.01)
+    first = processes().Process(target=live, args=(tmp_path, None, ASKED | dict(seeds=[0, 1, 2], fine_tuning_steps=200))); first.start()
+    while not (found := [*tmp_path.glob('run_*/jobs')]): assert first.is_alive(); time.sleep(.01)
     run = found[0].parent
-    second = start(tmp_path, run); _, err = second.communicate()
-    assert second.returncode == 1 and f'another process is at work on {run.name}' in err
-    assert first.poll() is None
-    os.killpg(first.pid, signal.SIGKILL); first.communicate()
-    assert not busy(run)
+    with pytest.raises(PlasticityError, match=f'another process is at work on {run.name}'): PlasticityExperiment.resume(run)
+    assert first.is_alive()
+    first.kill(); first.join()
+    with Run(run).hold(): pass
 
 def two_workers():
     "A local Ray instance; on a busy machine it may take several attempts, since Ray waits for its parts no longer than 30 seconds."
@@ -100,13 +96,14 @@ def test_ray(whole, tmp_path):
         e = PlasticityExperiment('tiny', output_dir=tmp_path, verbose=False, **SIZES)
         e.run_experiment(**ASKED, executor='ray')
         assert outcome(e.run.path) == outcome(whole[0])
-        for f in sorted((e.run.path/'jobs').glob('*.json'))[::2]: f.unlink()
+        for f in [*sorted((e.run.path/'jobs').glob('*.json'))[::2], e.run.path/'results.json']: f.unlink()
         PlasticityExperiment.resume(e.run.path, executor='ray', verbose=False)
         assert outcome(e.run.path) == outcome(whole[0])
-        (e.run.path/'jobs'/'teacher-0.json').unlink(); (e.run.path/'jobs'/'dense-0.json').unlink()
-        config = json.loads((e.run.path/'config.json').read_text()); config['config']['learning_rate'] = 1e30
-        (e.run.path/'config.json').write_text(json.dumps(config))
+        for f in ('jobs/teacher-0.json', 'jobs/dense-0.json', 'results.json'): (e.run.path/f).unlink()
+        reconfigure(e.run.path, learning_rate=1e30)
         with pytest.raises(PlasticityError, match='use a smaller learning rate'): PlasticityExperiment.resume(e.run.path, executor='ray', verbose=False)
+        reconfigure(e.run.path, threads=3)
+        with pytest.raises(PlasticityError, match='takes 3 threads and the largest computer of Ray has 2 cores'): PlasticityExperiment.resume(e.run.path, executor='ray', verbose=False)
     finally: ray.shutdown()
 
 def test_no_ray(monkeypatch, tmp_path):
@@ -115,25 +112,43 @@ def test_no_ray(monkeypatch, tmp_path):
     with pytest.raises(PlasticityError, match=r"pip install 'plasticity_nb\[ray\]'"): PlasticityExperiment('tiny', output_dir=tmp_path/'out').run_experiment(executor='ray')
     assert not (tmp_path/'out').exists()
 
-def test_damaged_files(whole, tmp_path):
-    "A damaged record or tensor file is said and set aside, its job done again: the same bytes in the end."
-    e = PlasticityExperiment('tiny', output_dir=tmp_path, verbose=False, **SIZES); e.run_experiment(**ASKED)
-    jobs = e.run.path/'jobs'
-    torn = jobs/'dense-1.json'; torn.write_bytes(torn.read_bytes()[:40])
-    cut = jobs/'prune-taylor-0.3.safetensors'; cut.write_bytes(cut.read_bytes()[:-100])
-    (jobs/'cell-taylor-0.3-0.json').unlink()
-    with pytest.warns(UserWarning, match='is damaged') as said: PlasticityExperiment.resume(e.run.path, verbose=False)
-    assert sorted(w.message.args[0].split()[4] for w in said if 'is damaged' in str(w.message)) == ['dense-1', 'prune-taylor-0.3']
-    assert outcome(e.run.path) == outcome(whole[0]) and len([f for f in jobs.iterdir() if 'damaged' in f.name]) == 2
+def flip(path, at):
+    "One bit of a file."
+    held = bytearray(path.read_bytes()); held[at] ^= 1; path.write_bytes(held)
 
-def test_other_versions(whole, tmp_path):
-    "Jobs of two versions of torch are not mixed; a finished run is still given."
-    e = PlasticityExperiment('tiny', output_dir=tmp_path, verbose=False, **SIZES); e.run_experiment(**ASKED | dict(seeds=[0], plasticity_cycles=1))
-    config = json.loads((e.run.path/'config.json').read_text()); config['config']['torch'] = '1.0'
-    (e.run.path/'config.json').write_text(json.dumps(config))
-    assert PlasticityExperiment.resume(e.run.path, verbose=False)['seeds'] == [0]
-    (e.run.path/'jobs'/'dense-0.json').unlink()
-    with pytest.raises(PlasticityError, match='was begun with torch 1.0'): PlasticityExperiment.resume(e.run.path, verbose=False)
+def test_damaged_files(whole, unfinished):
+    "Records and tensors that were cut off, lost a key or have one bit that is another are said and set aside, their jobs done again: the same bytes in the end."
+    jobs = unfinished/'jobs'
+    torn = jobs/'dense-0.json'; torn.write_bytes(torn.read_bytes()[:40])
+    lost = jobs/'prune-random-0.3-1.json'; record = json.loads(lost.read_text()); del record['pruned']; lost.write_text(json.dumps(record))
+    digit = jobs/'cell-random-0.3-0.json'; flip(digit, digit.read_bytes().index(b'"perplexity":')+14) # the second digit
+    flip(jobs/'prune-taylor-0.3.safetensors', -5)
+    with pytest.warns(UserWarning, match='set aside') as said: PlasticityExperiment.resume(unfinished, verbose=False)
+    assert sorted(next(w for w in str(x.message).split() if '-0' in w) for x in said if 'set aside' in str(x.message)) == ['cell-random-0.3-0', 'dense-0', 'prune-random-0.3-1', 'prune-taylor-0.3']
+    assert outcome(unfinished) == outcome(whole[0]) and len([f for f in jobs.iterdir() if '.json.damaged' in f.name]) == 4
+
+def test_other_versions(whole, unfinished):
+    "Jobs of two versions of torch are not mixed; a finished run is given as it stands."
+    reconfigure(unfinished, torch='1.0')
+    with pytest.raises(PlasticityError, match='was begun with torch 1.0'): PlasticityExperiment.resume(unfinished, verbose=False)
+    shutil.copy(whole[0]/'results.json', unfinished)
+    before = {f: f.stat().st_mtime_ns for f in unfinished.rglob('*')}
+    assert PlasticityExperiment.resume(unfinished, verbose=False) == json.loads((unfinished/'results.json').read_text())
+    assert {f: f.stat().st_mtime_ns for f in unfinished.rglob('*')} == before and outcome(unfinished) == outcome(whole[0])
+
+def test_other_text_or_weights(whole, unfinished, tmp_path):
+    "A run goes on only with the text and the weights it was begun with, wherever they lie by now."
+    text = tmp_path/'LICENSE'; text.write_text(Path(SIZES['dataset']).read_text().replace('Copyright', 'Copyleft'))
+    reconfigure(unfinished, dataset=str(text))
+    with pytest.raises(PlasticityError, match='the texts of .*LICENSE are not those that the run was begun with'): PlasticityExperiment.resume(unfinished, verbose=False)
+    shutil.copy(SIZES['dataset'], text)
+    lm = load_lm('tiny', device='cpu'); lm.model.get_output_embeddings().weight.data[0, 0] += 1e-3
+    for part in (lm.model, lm.tokenizer): part.save_pretrained(tmp_path/'tiny')
+    reconfigure(unfinished, model=str(tmp_path/'tiny'))
+    with pytest.raises(PlasticityError, match='the weights of .*tiny are not those that the run was begun with'): PlasticityExperiment.resume(unfinished, verbose=False)
+    reconfigure(unfinished, model='tiny')
+    PlasticityExperiment.resume(unfinished, verbose=False)
+    assert outcome(unfinished) == outcome(whole[0])
 
 def test_what_is_shared(whole):
     "A teacher, a refit and the beginning of a deterministic cell are made once; lots are drawn for each seed."
@@ -151,7 +166,8 @@ def test_what_is_shared(whole):
     assert all(x['low'] is None and x['n'] <= 2 for row in r['rows'] for x in row.values() if isinstance(x, dict))
 
 BAD = [(dict(pruning_strategies=['entropie']), "there is no pruning strategy 'entropie'"), (dict(pruning_levels=[30]), 'pruning level 30.0 is outside 0...1'), (dict(pruning_levels=[]), 'there are no levels'),
-       (dict(seeds=[1, 1]), 'name one twice'), (dict(fine_tuning_steps=0), 'steps 0'), (dict(plasticity_cycles='2'), "cycles '2'"), (dict(executor='abacus'), "no executor 'abacus'")]
+       (dict(seeds=[1, 1]), 'name one twice'), (dict(fine_tuning_steps=0), 'steps 0'), (dict(plasticity_cycles='2'), "cycles '2'"), (dict(executor='abacus'), "no executor 'abacus'"),
+       (dict(pruning_levels=None), 'None is no list of levels'), (dict(pruning_strategies=None), 'None is no list of strategies'), (dict(seeds=None), 'None is no list of seeds'), (dict(fine_tuning_steps=None), 'steps None'), (dict(refit='no'), "refit 'no' is neither")]
 
 @pytest.mark.parametrize('asked, said', BAD)
 def test_bad_input(asked, said, tmp_path):
@@ -160,7 +176,7 @@ def test_bad_input(asked, said, tmp_path):
     assert not (tmp_path/'out').exists()
 
 @pytest.mark.parametrize('made, said', [(dict(model_name='./nowhere'), 'there is no folder'), (dict(dataset='nothing.txt'), 'no file or folder'), (dict(block_len=9999), 'longer than the 512 positions'), (dict(device='abacus'), 'abacus'),
-                                        (dict(threads=0), 'threads 0'), (dict(output_dir='/proc/here'), 'cannot be written')])
+                                        (dict(threads=0), 'threads 0'), (dict(blocklen=3), "no setting 'blocklen': choose from block_len"), (dict(steps=3), 'or give it to run_experiment'), (dict(output_dir='/proc/here'), 'cannot be written')])
 def test_bad_settings(made, said, tmp_path):
     with pytest.raises(PlasticityError, match=said): PlasticityExperiment(**dict(output_dir=tmp_path/'out', verbose=False) | SIZES | made).run_experiment()
     assert not (tmp_path/'out').exists()

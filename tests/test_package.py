@@ -60,7 +60,7 @@ def imports(f):
 def test_every_import_is_a_requirement():
     required = {re.split(r'[<>=!~\[]', r)[0].replace('-', '_') for r in (cfg['requirements'] + ' ' + cfg['ray_requirements']).split()}
     used = {m for f in package.rglob('*.py') for m in imports(f)} - set(sys.stdlib_module_names) - {'plasticity_nb'}
-    through = {'numpy': 'torch', 'IPython': 'ipywidgets', 'huggingface_hub': 'transformers', 'tokenizers': 'transformers'}
+    through = {'numpy': 'torch', 'IPython': 'ipywidgets', 'huggingface_hub': 'transformers', 'tokenizers': 'transformers', 'PIL': 'matplotlib'}
     assert not {m for m in used if m not in required and through.get(m) not in required}
 
 def test_every_module_comes_from_a_notebook():

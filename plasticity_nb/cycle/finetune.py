@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULES', 'HOOKS', 'HeadRates', 'batches', 'check_trainable', 'awakened', 'lr_factor', 'Recipe',
            'distillation_loss', 'teacher_logits', 'Teacher', 'move_hooks', 'lora_config', 'asleep_blocks', 'adapters',
            'lora_blocks', 'as_it_was', 'checkpointed', 'accelerator', 'tracked', 'held_nll', 'Learned', 'Training',
-           'check_finite', 'learn', 'AdaptiveFinetuner']
+           'Diverged', 'check_finite', 'learn', 'AdaptiveFinetuner']
 
 # %% ../../nbs/cycle/02_finetune.ipynb #22ed7ffc
 import math, time, warnings
@@ -102,7 +102,7 @@ class Recipe:
     patience:int=None # looks without a better NLL after which training ends; the best weights come back
     temperature:float=2. # of the teacher's and the student's distributions
     teacher_share:float=.5 # weight of the teacher in the loss
-    lora:object=None # rank of the adapters, or a `LoraConfig` of peft: train those instead of the weights
+    lora:object=None # rank of the adapters, or a `LoraConfig` of peft or a dict of its arguments: train those instead of the weights
     checkpointing:bool=False # compute activations again in the backward pass: less memory, more time
     accumulate:int=1 # batches that make a step
     mixed_precision:str='no' # 'no', 'bf16' or 'fp16'
@@ -184,14 +184,16 @@ def move_hooks(src, dst):
 
 def lora_config(
     lm, # `LM`
-    lora # rank, or a `LoraConfig`
+    lora # rank, a dict of arguments of a `LoraConfig`, or a `LoraConfig`
 ): # `LoraConfig`
     "Adapters on every projection that the anatomy knows, unless the config says otherwise."
     from peft import LoraConfig
     if isinstance(lora, LoraConfig): return lora
-    if not isinstance(lora, int) or lora<1: raise PlasticityError(f"lora={lora!r} is neither a rank nor a LoraConfig: give for instance 8")
+    if not isinstance(lora, (int,dict)) or isinstance(lora, int) and lora<1: raise PlasticityError(f"lora={lora!r} is neither a rank nor a LoraConfig: give for instance 8")
     names = {p.name for l in lm.anatomy.layers for p in [*l.proj, l.out, *([*l.mlp.up, l.mlp.down] if l.mlp else [])]}
-    return LoraConfig(r=lora, lora_alpha=2*lora, target_modules=sorted(names), fan_in_fan_out=lm.anatomy.layers[0].out.transposed)
+    given = lora if isinstance(lora, dict) else dict(r=lora, lora_alpha=2*lora)
+    try: return LoraConfig(**dict(target_modules=sorted(names), fan_in_fan_out=lm.anatomy.layers[0].out.transposed) | given)
+    except TypeError as e: raise PlasticityError(f"a LoraConfig cannot be made of {lora} ({e}): give arguments that it knows") from e
 
 # %% ../../nbs/cycle/02_finetune.ipynb #725fc15e
 def asleep_blocks(
@@ -472,6 +474,9 @@ def run(self:Training,
     return self.done
 
 # %% ../../nbs/cycle/02_finetune.ipynb #3a41121a
+class Diverged(PlasticityError):
+    "Training broke down: a loss or a weight is not a number any more."
+
 def check_finite(
     inst:Instrument, # on the trained model
     losses:list, # of each step
@@ -480,7 +485,7 @@ def check_finite(
     "Raise if training broke down."
     bad = next((i for i,x in enumerate(losses) if not math.isfinite(x)), None)
     if bad is None and not all(bool(p.isfinite().all()) for p in [*inst.lm.model.parameters(), inst.gates]): bad = len(losses)
-    if bad is not None: raise PlasticityError(f"training of {inst.lm.name} broke down (not finite at step {bad}): use a smaller learning rate than {lr}")
+    if bad is not None: raise Diverged(f"training of {inst.lm.name} broke down (not finite at step {bad}): use a smaller learning rate than {lr}")
 
 # %% ../../nbs/cycle/02_finetune.ipynb #9908ae51
 def learn(

@@ -165,7 +165,8 @@ def check_slots(
     vault:Vault # that holds them
 )->list: # of (layer, head)
     "Raise unless every head can come back, once."
-    heads = [tuple(h) for h in heads]
+    if not isinstance(vault.inst, Instrument): raise PlasticityError("this vault holds neurons and heads are to grow: bring neurons back with the vault's restore, and open their gates")
+    heads = vault.inst.check(heads)
     for h in heads:
         if h not in vault: raise PlasticityError(f"head {h} is not in the vault: only heads that were pruned can come back")
     if len(set(heads))<len(heads): raise PlasticityError("a head is to come back twice: name each head once")
@@ -185,15 +186,17 @@ def grow_heads(
 WARMUPS = {'linear': lambda x: x, 'cosine': lambda x: (1-math.cos(math.pi*x))/2} # share of the steps -> gate
 
 class GateWarmup:
-    "Opens the gates of grown heads from 0 to 1 in so many steps."
+    "Opens the gates of grown heads to 1 in so many steps, from where they stand."
     def __init__(self, inst:Instrument, heads, steps:int, shape:str='linear'):
         if shape not in WARMUPS: raise PlasticityError(f"there is no gate warm-up {shape!r}: choose from {', '.join(WARMUPS)}")
         self.inst,self.heads,self.steps,self.shape = inst,list(heads),max(int(steps), 1),WARMUPS[shape]
+        self.start = [inst.gates[l,h].item() for l,h in self.heads] # gates as they are now
     def __call__(self,
         step:int # training steps done
     ):
         "Set the gates for the next step."
-        for l,h in self.heads: self.inst.gates.data[l,h] = self.shape(min(1., step/self.steps))
+        x = self.shape(min(1., step/self.steps))
+        for (l,h),g in zip(self.heads, self.start): self.inst.gates.data[l,h] = g+(1-g)*x
 
 # %% ../../nbs/cycle/01_grow.ipynb #4cfad49f
 def source_head(
@@ -243,16 +246,18 @@ def grow_fresh(
     importance:torch.Tensor, # [layers, heads], such as `taylor_importance`: which head is worth copying
     noise:float=.1, # as a share of the standard deviation of what is copied
     seed:int=0 # of the noise
-):
+)->list: # of (`Block`, values): the weights that stood there, which a `refit` may ask for
     "Fill the slots of pruned heads with fresh heads, behind closed gates; `GateWarmup` opens them."
-    if not (heads := check_slots(heads, vault)): return
-    gen,model = torch.Generator().manual_seed(seed),inst.lm.model
+    if not (heads := check_slots(heads, vault)): return []
+    gen,model,was = torch.Generator().manual_seed(seed),inst.lm.model,[]
     with unfelt(inst, heads):
         for l in sorted({l for l,_ in heads}):
             layer,mine,asleep = inst.anatomy.layers[l],[h for i,h in heads if i==l],{h for i,h in vault.kept if i==l}
             parts = layer.parts(); groups = [g for g in parts if g<=asleep]
+            was += [(b, (p := model.get_parameter(b.param)).index_select(b.dim, b.index.to(p.device))) for g in groups if g & set(mine) for b in parts[g]]
             for h in mine: vault.restore((l,h))
             for h in mine:
                 for src,dst in copies(parts, h, source_head(inst, (l,h), asleep, importance), groups): copy_block(model, src, dst, noise, gen)
                 groups = [g for g in groups if h not in g]
             for b in layer.out.cols(layer.head_columns(mine)): (p := model.get_parameter(b.param)).index_fill_(b.dim, b.index.to(p.device), 0)
+    return was

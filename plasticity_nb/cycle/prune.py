@@ -417,7 +417,8 @@ class Vault:
 @patch
 def keep(self:Vault, head):
     "Copy what now only pruned heads read, `head` (layer, head) among them."
-    (l,h),layer,get = head,self.inst.anatomy.layers[head[0]],self.inst.lm.model.get_parameter
+    (l,h), = self.inst.check([head])
+    layer,get = self.inst.anatomy.layers[l],self.inst.lm.model.get_parameter
     if isinstance(self.inst, NeuronGates): asleep = {frozenset([h]): layer.neuron_blocks([h])}
     else:
         closed = {h} | {j for i,j in self.kept if i==l}
@@ -430,8 +431,8 @@ def keep(self:Vault, head):
 @torch.no_grad()
 def restore(self:Vault, head):
     "Put back what a head needs, and forget the copies; the gate is not touched."
-    l,h = head
-    if (l,h) not in self.kept: raise PlasticityError(f"head {tuple(head)} is not in the vault: only heads that were pruned can come back")
+    (l,h), = self.inst.check([head])
+    if (l,h) not in self.kept: raise PlasticityError(f"{self.inst.kind} {(l,h)} is not in the vault: only {self.inst.kind}s that were pruned can come back")
     del self.kept[l,h]
     for key in [k for k in self.copies if k[0]==l and h in k[1]] if isinstance(self.inst, Instrument) else [(l,frozenset([h]))]:
         for b,w in self.copies.pop(key): self.inst.lm.model.get_parameter(b.param).index_copy_(b.dim, b.index.to(w.device), w)
@@ -443,7 +444,7 @@ def prune_heads(
     vault:Vault # that keeps their weights
 ):
     "Close gates; the weights stay where they are and a copy goes to the vault."
-    for l,h in heads:
-        if inst.gates[l][h]==0: raise PlasticityError(f"{'head' if isinstance(inst, Instrument) else 'neuron'} ({l}, {h}) is already pruned")
+    for l,h in inst.check(heads):
+        if inst.gates[l][h]==0: raise PlasticityError(f"{inst.kind} ({l}, {h}) is already pruned")
         vault.keep((l,h))
         inst.gates[l].data[h] = 0

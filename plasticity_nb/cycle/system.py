@@ -20,17 +20,18 @@ from transformers import GenerationConfig
 
 import plasticity_nb
 from ..attention import Instrument, instrument
-from .compact import cache_bytes, compact, save_compact
-from .finetune import Recipe, check_trainable, learn
+from .compact import cache_bytes, check_compact, compact, save_compact, save_lm
+from .finetune import Diverged, Recipe, check_trainable, learn
 from .grow import GROWTH, Calibration, choose_growth, grow_fresh, grow_heads
-from .memory import BanditConfig, ScoreWeights, StrategyBandit, StrategyMemory, outcome_score
+from .memory import BanditConfig, Outcome, ScoreWeights, StrategyBandit, StrategyMemory, outcome, outcome_score
 from .prune import UNITS, Vault, check_share, choose, find_strategy, prune_heads, taylor_importance
 from .refit import refit
 from ..dashboard import write_dashboard # it draws what a run folder says, and imports floor 0 alone
 from ..errors import PlasticityError
+from ..fetch import file_sha256
 from ..metrics import active_heads, active_params, check_tokens, degeneration, efficiency, evaluate, perplexity_per_head
-from ..models import LM, as_lm, load_lm, quiet_bars
-from ..runs import Run, plain, to_json, write_whole
+from ..models import LM, as_lm, load_lm
+from ..runs import Run, digest_tensors, plain, to_json, write_whole
 from ..text import CORPORA, load_text, token_blocks
 
 # %% ../../nbs/cycle/03_system.ipynb #2c36349f
@@ -66,13 +67,14 @@ def grow(self:Arm,
     strategy:str='gradient', # a name in `GROWTH`
     seed:int=0, # of what is drawn
     fresh:bool=False # copies of useful heads instead of what was pruned
-)->tuple: # heads (layer, head); the `Calibration` that was asked
+)->tuple: # heads (layer, head); the `Calibration` that was asked; what fresh heads replaced
     "Bring heads back behind closed gates."
     seen = Calibration(self.inst, blocks)
     heads = choose_growth(self.vault, n, seen, strategy, seed)
-    if fresh: grow_fresh(self.inst, heads, self.vault, taylor_importance(seen.grads, self.inst.gates), seed=seed)
+    replaced = ()
+    if fresh: replaced = grow_fresh(self.inst, heads, self.vault, taylor_importance(seen.grads, self.inst.gates), seed=seed)
     else: grow_heads(self.inst, heads, self.vault)
-    return heads,seen
+    return heads,seen,replaced
 
 # %% ../../nbs/cycle/03_system.ipynb #63306a36
 @patch
@@ -165,14 +167,14 @@ class AdaptivePlasticitySystem:
         strategy:str='taylor', # of pruning, a name in `STRATEGIES`; 'adaptive': chosen for every cycle, with level and growth ratio
         growth:str='gradient', # a name in `GROWTH`
         unit:str='head', # what is pruned as one: 'head', 'group' or 'both'
-        refit:bool=False, # let the open heads make up for the pruned ones by least squares, before anything is learned
+        refit:bool=False, # let the open heads, grown ones too, make up for the closed ones by least squares, before anything is learned
         fresh:bool=False, # grow copies of useful heads instead of what was pruned
         teacher:bool=False, # learn from the untouched model too (distillation)
         recipe:dict=None, # more of the `Recipe` of learning, such as `dict(schedule='cosine')`
         quality_bound:float=1.25, # a cycle that ends with a perplexity above so many times the baseline's is taken back; None: none is
-        score:ScoreWeights=None, # what an outcome is worth
-        bandit:BanditConfig=None, # what an adaptive run chooses from; default: see `default_bandit`
-        memory=None, # SQLite file of outcomes, or True for the one in the cache folder: is learned from, and added to
+        score:ScoreWeights=None, # what an outcome is worth; or a dict of its weights
+        bandit:BanditConfig=None, # what an adaptive run chooses from, or a dict of it; default: see `default_bandit`
+        memory=None, # SQLite file of outcomes, or True for the one in the cache folder: is added to, and learned from by an adaptive run
         compact:bool=False): # cut the pruned heads out of the best model at the end
         self.asked = {k:v for k,v in locals().items() if k!='self'}
         self.verbose,self.output_dir = verbose,output_dir
@@ -190,6 +192,12 @@ def _options(self:AdaptivePlasticitySystem):
     for name in ('learning_rate','grown_rate','quality_bound'):
         v = o[name]
         if not (name=='quality_bound' and v is None) and (not isinstance(v, (int,float)) or not 0<v<float('inf')): raise PlasticityError(f"{name} {v} is not a positive number: give for instance {1e-4 if name=='learning_rate' else 1.25}" + (" as a learning rate" if name=='learning_rate' else ""))
+    for name,kind in dict(score=ScoreWeights, bandit=BanditConfig).items():
+        if isinstance(o[name], dict):
+            if other := set(o[name])-set(kind.__dataclass_fields__): raise PlasticityError(f"{name} has no {', '.join(sorted(other))}: choose from {', '.join(kind.__dataclass_fields__)}")
+            o[name] = kind(**o[name])
+        if o[name] is not None and not isinstance(o[name], kind): raise PlasticityError(f"{name} is a {type(o[name]).__name__}: give a {kind.__name__}, or a dict of what it holds")
+    if o['bandit'] and o['strategy']!='adaptive': raise PlasticityError(f"a bandit chooses nothing where the strategy is {o['strategy']}: leave it out, or give strategy='adaptive'")
     for s in o['bandit'].strategies if o['bandit'] else [] if o['strategy']=='adaptive' else [o['strategy']]: find_strategy(s)
     for name,known in dict(growth=GROWTH, unit=UNITS).items():
         if o[name] not in known: raise PlasticityError(f"{name} {o[name]!r} is not known: choose one of {', '.join(known)}")
@@ -201,6 +209,7 @@ def _how_to_learn(self:AdaptivePlasticitySystem):
     for k in more:
         if k in fixed or k not in Recipe.__dataclass_fields__: raise PlasticityError(f"the recipe has no {k!r} that could be given here: choose from {', '.join(f for f in Recipe.__dataclass_fields__ if f not in fixed)}")
     if more.get('patience'): raise PlasticityError("a cycle learns for as many steps as its controls: leave patience out of the recipe")
+    if hasattr(more.get('lora'), 'peft_type'): raise PlasticityError("a LoraConfig is nothing that a stopped run could be gone on with: give its arguments as a dict, such as lora=dict(r=8)")
     self.recipe = Recipe(o['learning_rate'], o['batch_size'], grown_rate=o['grown_rate'], **more)
     replace(self.recipe).check(o['steps'], None)
     self.score,self.memory = o['score'] or ScoreWeights(),None
@@ -218,6 +227,7 @@ def _load(self:AdaptivePlasticitySystem):
     longest = getattr(lm.model.config.get_text_config(decoder=True), 'max_position_embeddings', None) or n
     if n>longest: raise PlasticityError(f"block_len {n} is longer than the {longest} positions that {lm.name} knows: give at most as many")
     if lm.tokenizer is None: raise PlasticityError(f"{lm.name} has no tokenizer: give LM(model, tokenizer)")
+    if o['compact']: check_compact(lm) # said now, not after all cycles
     if lm.device.type=='cuda' and 'mixed_precision' not in (o['recipe'] or {}): self.recipe.mixed_precision = 'bf16'
 
 @patch
@@ -253,34 +263,38 @@ class Progress:
 # %% ../../nbs/cycle/03_system.ipynb #b0b2d7b9
 @patch
 def _change(self:AdaptivePlasticitySystem, arm, cycle, strategy, level, ratio, n_grow, look):
-    "Prune and grow; gives what a cycle says of it."
+    "Prune, grow, refit; gives what a cycle says of it."
     o,seed,study = self.asked,1000*self.asked['seed']+cycle,arm.role=='study'
     name,before,m = f'cycle {cycle} {arm.role}',arm.inst.gates.detach().clone(),{}
     self.bar.phase(f'{name}: prune', cycle=cycle, arm=arm.role)
     pruned,imp = arm.prune(strategy if study else 'random', level, self.calibration, o['unit'], seed)
     if study: m['prune'] = look()
-    if o['refit']:
-        refit(arm.inst, self.calibration, before=before)
-        if study: m['refit'] = look()
     self.bar.phase(f'{name}: grow', cycle=cycle, arm=arm.role, pruned=pruned)
-    grown,seen = arm.grow(round(ratio*len(arm.vault)) if study else min(n_grow, len(arm.vault)), self.calibration, o['growth'] if study else 'random', seed if study else seed+500, o['fresh'])
+    grown,seen,replaced = arm.grow(round(ratio*len(arm.vault)) if study else min(n_grow, len(arm.vault)), self.calibration, o['growth'] if study else 'random', seed if study else seed+500, o['fresh'])
     grad = seen.grads.mean(0) if study else None
-    if study:
-        for h in grown: arm.inst.gates.data[h] = 1
-        m['grow'] = look()
+    for h in grown: arm.inst.gates.data[h] = 1
+    if study: m['grow'] = look()
+    if o['refit']:
+        refit(arm.inst, self.calibration, before=before, replaced=replaced)
+        if study: m['refit'] = look()
+    else:
         for h in grown: arm.inst.gates.data[h] = 0
     return dict(pruned=pruned, revived=grown, phases=m, importance=imp if study else None, gradient=grad)
 
 @patch
 def _cycle(self:AdaptivePlasticitySystem, arm, cycle, strategy, level, ratio, n_grow=None):
-    "Prune, measure, grow, learn for one arm; every phase measured if it is the arm under study."
+    "All phases of a cycle for one arm; every one is measured if it is the arm under study."
     look = lambda: arm.measure(self.eval, self.prompts, self.baseline)[0]
     done = dict(pruned=[], revived=[], phases={}) if arm.role=='dense' else self._change(arm, cycle, strategy, level, ratio, n_grow, look)
     self.bar.phase(f'cycle {cycle} {arm.role}: learn', cycle=cycle, arm=arm.role, revived=done['revived'])
     o,r = self.asked,{k:v for k,v in vars(self.recipe).items() if k not in ('lr','batch_size','grown_rate','seed')}
-    done['loss'] = learn(arm.inst, self.train.ids, o['steps'], o['learning_rate'], o['batch_size'], done['revived'], o['grown_rate'], seed=1000*o['seed']+cycle,
-                         on_step=self.bar.step, teacher=self.lm if o['teacher'] else None, **r)
-    done['phases']['learn'] = look()
+    try:
+        done['loss'] = learn(arm.inst, self.train.ids, o['steps'], o['learning_rate'], o['batch_size'], done['revived'], o['grown_rate'], seed=1000*o['seed']+cycle,
+                             on_step=self.bar.step, teacher=self.lm if o['teacher'] else None, **r)
+        done['phases']['learn'] = look()
+    except Diverged as e:
+        done |= dict(loss=[], broke_down=str(e)); done['phases']['learn'] = dict.fromkeys(self.baseline) | dict(active_heads=active_heads(arm.inst.gates))
+        self.run.event('broke down', cycle=cycle, arm=arm.role, error=str(e))
     self.run.event('measured', cycle=cycle, arm=arm.role, **done['phases']['learn'])
     return done | dict(gates=arm.inst.gates.detach().clone())
 
@@ -306,7 +320,7 @@ def _judge(self:AdaptivePlasticitySystem, m):
     "Whether a cycle is kept, its score and its gain; None for what is not a number any more."
     bound,p = self.asked['quality_bound'],m['perplexity']
     score = outcome_score(m, self.baseline, self.score)
-    good = math.isfinite(p) and (bound is None or p<=bound*self.baseline['perplexity']) and not (self.bandit and score<self.last_score)
+    good = math.isfinite(score) and (bound is None or p<=bound*self.baseline['perplexity']) and not (self.bandit and score<self.last_score)
     return (good, score, score-self.last_score) if math.isfinite(score) else (False, None, None)
 
 # %% ../../nbs/cycle/03_system.ipynb #78f23766
@@ -321,6 +335,7 @@ def _one_cycle(self:AdaptivePlasticitySystem, cycle):
         if role=='study': n = len(done['study']['revived'])
     t,last,loss = done['study'],lambda role: done[role]['phases']['learn'] if role in done else None,lambda role: done[role]['loss'] if role in done else None
     good,score,gain = self._judge(last('study'))
+    good = good and all(x['phases']['learn']['perplexity'] is not None for x in done.values()) # controls may break down too
     if good: self.last_score = score
     else:
         for role,s in was.items(): self.arms[role].load(s)
@@ -332,9 +347,6 @@ def _one_cycle(self:AdaptivePlasticitySystem, cycle):
     if good and score>self.r['best']['score']: self.r['best'] = plain(dict(cycle=cycle, score=score) | last('study'))
 
 # %% ../../nbs/cycle/03_system.ipynb #5a545b22
-def digest(path): # of a file: its SHA-256
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 def tidy(run): # checkpoints that only a run which is not finished needs go away
     for p in run.checkpoints(): p.name.startswith('cycle_') and drop(p)
     for p in (run.path/'checkpoints').glob('.*.gone'): shutil.rmtree(p)
@@ -353,7 +365,7 @@ def _save(self:AdaptivePlasticitySystem, cycle):
     with self.run.checkpoint(f'cycle_{cycle:03d}') as d:
         for role,a in self.arms.items() if cycle else ():
             save_file(a.state(), d/f'{role}.safetensors')
-            sums[role] = digest(d/f'{role}.safetensors')
+            sums[role] = file_sha256(d/f'{role}.safetensors')
         text = to_json(dict(cycle=cycle, results=self.r, last_score=self.last_score, before=self.before, bandit=self.bandit.state() if self.bandit else None, sha256=sums))
         write_whole(d/'state.json', to_json(dict(sha256=hashlib.sha256(text.encode()).hexdigest(), state=text)))
     keep = {f'cycle_{c:03d}' for c in (0, cycle-1, cycle, self.r['best']['cycle'])}
@@ -367,7 +379,7 @@ def _read(self:AdaptivePlasticitySystem, d):
     if hashlib.sha256(whole['state'].encode()).hexdigest()!=whole['sha256']: raise ValueError('state.json is not what was written')
     s = json.loads(whole['state'])
     for role,was in s['sha256'].items():
-        if digest(d/f'{role}.safetensors')!=was: raise ValueError(f'{role}.safetensors is not what was written')
+        if file_sha256(d/f'{role}.safetensors')!=was: raise ValueError(f'{role}.safetensors is not what was written')
     return s,{role:load_file(d/f'{role}.safetensors') for role in s['sha256']}
 
 # %% ../../nbs/cycle/03_system.ipynb #b0e9f136
@@ -377,7 +389,8 @@ def _newest(self:AdaptivePlasticitySystem):
     for d in reversed([p for p in self.run.checkpoints() if p.name.startswith('cycle_')]):
         try: return self._read(d)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
-            d.rename(d.with_name(f'damaged_{d.name}'))
+            drop(aside) if (aside := d.with_name(f'damaged_{d.name}')).exists() else None # the same was damaged once before
+            d.rename(aside)
             self.run.event('damaged', checkpoint=d.name, error=str(e))
             warnings.warn(f"checkpoint {d.name} of {self.run.name} is damaged ({e}): it was set aside as damaged_{d.name}, and the run goes on from the one before")
     return None
@@ -398,17 +411,16 @@ def _remember(self:AdaptivePlasticitySystem):
     f,total,base = self.memory.frame(),sum(self.r['anatomy']['heads']),self.baseline
     for i,c in list(enumerate(self.r['cycles']))[int((f.run==name).sum()):]:
         kept = [x for x in self.r['cycles'][:i] if x['accepted']]; before = kept[-1]['phases']['learn'] if kept else base
-        self.memory.add(c['strategy'], c['pruning_level'], c['growth_ratio'], -math.inf if c['gain'] is None else c['gain'], open_share=before['active_heads']/total,
+        self.memory.add(c['strategy'], c['pruning_level'], c['growth_ratio'], outcome(c['phases']['learn'], before, total), open_share=before['active_heads']/total,
                         log_ratio=math.log(before['perplexity']/base['perplexity']), accepted=c['accepted'], run=name, cycle=c['cycle'], **self.who)
 
 # %% ../../nbs/cycle/03_system.ipynb #8d8c61ea
 def save_state(
-    folder, # existing folder
+    folder, # new, or empty
     inst:Instrument # model and gates
 ):
     "Save model, tokenizer and gates."
-    with quiet_bars(): inst.lm.model.save_pretrained(folder)
-    if inst.lm.tokenizer is not None: inst.lm.tokenizer.save_pretrained(folder)
+    save_lm(inst, folder)
     save_file({'gates': inst.gates.detach().cpu().contiguous()}, Path(folder)/'gates.safetensors')
 
 def load_state(
@@ -443,7 +455,10 @@ def _to_best(self:AdaptivePlasticitySystem):
     "The model under study as it was after the best cycle; the untouched model if none was better."
     c = self.r['best']['cycle']
     self.arms['study'] = Arm('study', LM(copy.deepcopy(self.lm.model), self.lm.tokenizer, self.lm.name))
-    if c: self.arms['study'].load(self._read(self.run.path/'checkpoints'/f'cycle_{c:03d}')[1]['study'])
+    if c:
+        try: s = self._read(self.run.path/'checkpoints'/f'cycle_{c:03d}')[1]
+        except (OSError, ValueError, KeyError, SafetensorError) as e: raise PlasticityError(f"the best model of {self.run.name}, that after cycle {c}, cannot be read ({e}): put checkpoints/cycle_{c:03d} back, or begin anew") from e
+        self.arms['study'].load(s['study'])
 
 # %% ../../nbs/cycle/03_system.ipynb #ae822073
 @patch
@@ -478,6 +493,10 @@ def _facts(self:AdaptivePlasticitySystem):
         python=sys.version.split()[0], torch=torch.__version__, transformers=transformers.__version__, device=str(self.lm.device))
 
 @patch
+def _digests(self:AdaptivePlasticitySystem): # what is learned from, and begun with
+    return dict(weights=digest_tensors(self.lm.model.state_dict()), texts=digest_tensors(dict(train=self.train.ids, calibration=self.calibration.ids, eval=self.eval.ids, prompts=self.prompts)))
+
+@patch
 def _begin(self:AdaptivePlasticitySystem, max_cycles, level, ratio):
     "Check, and make what a run needs in memory."
     check_share(level, 'pruning level'); check_share(ratio, 'growth ratio')
@@ -485,8 +504,10 @@ def _begin(self:AdaptivePlasticitySystem, max_cycles, level, ratio):
     if max_cycles<1: raise PlasticityError(f"max_cycles {max_cycles} is too few: give at least 1")
     self.max_cycles,self.level,self.ratio,self.arms,self.bandit = max_cycles,level,ratio,self._arms(),None
     for a in self.arms.values(): check_trainable(a.inst)
-    self.who = dict(family=self.lm.model.config.model_type, parameters=sum(p.numel() for p in self.lm.model.parameters()), text=self.dataset)
-    if self.asked['strategy']=='adaptive': self.bandit = StrategyBandit(self.asked['bandit'] or default_bandit(level, ratio), self.memory, **self.who, seed=self.asked['seed'])
+    o = self.asked
+    learning = to_json({k:o[k] for k in 'steps batch_size block_len learning_rate grown_rate growth unit refit fresh teacher'.split()} | dict(recipe=o['recipe'] or {}))
+    self.who = dict(family=self.lm.model.config.model_type, parameters=sum(p.numel() for p in self.lm.model.parameters()), text=self.dataset, learning=learning)
+    if o['strategy']=='adaptive': self.bandit = StrategyBandit(o['bandit'] or default_bandit(level, ratio), self.memory, **self.who, weights=self.score, seed=o['seed'])
 
 # %% ../../nbs/cycle/03_system.ipynb #1b3939ab
 def found_by(x): # what a model or text that was given can be found by again, from any folder
@@ -504,7 +525,7 @@ def run_adaptive_optimization(self:AdaptivePlasticitySystem,
     self._begin(max_cycles, initial_pruning_level, initial_growth_ratio)
     named = self.asked | {k:found_by(self.asked[k]) for k in ('model_name','dataset')}
     named['memory'] = None if self.memory is None else str(self.memory.path.absolute())
-    self.run = Run.create('cycle', self.output_dir, config=self._facts() | dict(max_cycles=max_cycles, initial_pruning_level=initial_pruning_level, initial_growth_ratio=initial_growth_ratio, id=uuid.uuid4().hex, asked=named))
+    self.run = Run.create('cycle', self.output_dir, config=self._facts() | dict(max_cycles=max_cycles, initial_pruning_level=initial_pruning_level, initial_growth_ratio=initial_growth_ratio, id=uuid.uuid4().hex, digests=self._digests(), asked=named))
     return self._go()
 
 @patch
@@ -564,6 +585,16 @@ def _finish(self:AdaptivePlasticitySystem):
     self.run.results(self.results)
 
 # %% ../../nbs/cycle/03_system.ipynb #a09182dc
+@patch
+def _same(self:AdaptivePlasticitySystem, c):
+    "Raise unless a run would go on with what it was begun with."
+    f = self._facts(); other = [f"{k} {c.get(k)}, not {f[k]}" for k in ('version','torch','transformers','python') if c.get(k)!=f[k]]
+    if other: raise PlasticityError(f"{self.run.name} was begun with {', '.join(other)}: go on with those, or begin anew")
+    if f['anatomy']!=c['anatomy']: raise PlasticityError(f"{self.lm.name} is not the model of {self.run.name}: give the one that the run was begun with")
+    for k,now in self._digests().items():
+        if c['digests'][k]!=now: raise PlasticityError(f"the {k} of {self.lm.name if k=='weights' else self.dataset} are not those that {self.run.name} was begun with: bring those back, or begin anew")
+
+# %% ../../nbs/cycle/03_system.ipynb #9d1929a8
 @patch(cls_method=True)
 def resume(cls:AdaptivePlasticitySystem,
     path, # run folder
@@ -575,28 +606,27 @@ def resume(cls:AdaptivePlasticitySystem,
     "Go on with a run that was stopped, to its end."
     run = Run.open(path); c = run.config['config']
     if run.system=='cycle' and run.events('done'): return tidy(run)
-    if run.system!='cycle' or 'asked' not in c: raise PlasticityError(f"{path} cannot be gone on with ({'a run of '+run.system if run.system!='cycle' else 'written by an earlier version'}): give the folder of a plasticity_run")
+    if run.system!='cycle' or 'digests' not in c: raise PlasticityError(f"{path} cannot be gone on with ({'a run of '+run.system if run.system!='cycle' else 'written by an earlier version'}): give the folder of a plasticity_run")
     o = c['asked'] | {k:v for k,v in dict(model_name=model_name, dataset=dataset, device=device).items() if v is not None} | dict(verbose=verbose)
     for k in ('model_name','dataset'):
         if o[k] is None: raise PlasticityError(f"{run.name} was begun with a {k} that has no name: give it again with {k}=...")
-    for k,kind in dict(score=ScoreWeights, bandit=BanditConfig).items(): o[k] = kind(**o[k]) if o[k] else None
     self = cls(**o)
     self._begin(c['max_cycles'], c['initial_pruning_level'], c['initial_growth_ratio'])
     self.run = run
-    if self._facts()['anatomy']!=c['anatomy']: raise PlasticityError(f"{self.lm.name} is not the model of {run.name}: give the one that the run was begun with")
+    self._same(c)
     self._go()
     return self
 
-# %% ../../nbs/cycle/03_system.ipynb #9d1929a8
+# %% ../../nbs/cycle/03_system.ipynb #4d6e3299
 def cycle_line(
     c:dict # a cycle of the results
 )->str: # one line
     "What one cycle did, in a line."
     s = (f"cycle {c['cycle']}: {len(c['pruned'])} heads pruned by {c['strategy']}, {len(c['revived'])} grown back, {c['phases']['learn']['active_heads']} active; perplexity "
-         + ' -> '.join(f"{c['phases'][p]['perplexity']:.2f} ({p})" for p in ('prune','refit','grow','learn') if p in c['phases'] and c['phases'][p]['perplexity'] is not None))
-    return s + ''.join(f"; {n} {c[n]['perplexity']:.2f}" for n in ('dense','random') if c[n]) + ('' if c['accepted'] else '; taken back')
+         + ' -> '.join(f"{c['phases'][p]['perplexity']:.2f} ({p})" for p in ('prune','grow','refit','learn') if p in c['phases'] and c['phases'][p]['perplexity'] is not None))
+    return s + ''.join(f"; {n} {c[n]['perplexity']:.2f}" for n in ('dense','random') if c[n] and c[n]['perplexity'] is not None) + ('' if c['accepted'] else '; taken back')
 
-# %% ../../nbs/cycle/03_system.ipynb #4d6e3299
+# %% ../../nbs/cycle/03_system.ipynb #02d4c2a1
 def results_table(
     results:dict # of `run_adaptive_optimization`
 ): # DataFrame, a line per cycle

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'PatternRecord', 'writing_factors', 'profile', 'listen', 'written_rows', 'save_profile', 'load_profile',
-           'centred_kernels', 'output_similarity', 'pattern_similarity', 'shrunk', 'tail_p', 'benjamini_hochberg',
-           'redistribution', 'check_profiles', 'pair_table', 'add_measure', 'flow_figure', 'flow_sentence',
-           'flow_summary']
+           'centred_kernels', 'output_similarity', 'shrunk', 'tail_p', 'benjamini_hochberg', 'redistribution',
+           'check_profiles', 'pair_table', 'add_measure', 'flow_figure', 'flow_sentence', 'flow_summary']
 
 # %% ../../nbs/experiment/01_redistribution.ipynb #80b42c1c
 import os
@@ -21,6 +20,7 @@ from ..attention import Instrument
 from ..errors import PlasticityError
 from ..look import PAGE, STATES, template
 from ..metrics import check_tokens, eval_mode
+from ..tracking.function_tracking import pattern_similarity, u_centred, writing_gram
 
 # %% ../../nbs/experiment/01_redistribution.ipynb #23c89d92
 class PatternRecord:
@@ -40,10 +40,7 @@ def writing_factors(
     layer # `Layer` of its anatomy
 )->torch.Tensor: # float64 [heads, size, size]: a slice times it has the inner products of what the head writes
     "The output projection of every head, as far as inner products see it."
-    out,n = lm.model.get_submodule(layer.out.name),layer.n_heads*layer.value_dim
-    y = out.forward(torch.eye(n+1, n, device=lm.device, dtype=lm.model.dtype)) # the last row is 0 and gives the bias
-    W = (y[:-1]-y[-1]).double().unflatten(0, (layer.n_heads, layer.value_dim))
-    size,V = torch.linalg.eigh(W@W.mT)
+    size,V = torch.linalg.eigh(writing_gram(lm, layer))
     return V*size.clamp(min=0).sqrt()[:,None]
 
 # %% ../../nbs/experiment/01_redistribution.ipynb #3cc672a8
@@ -127,11 +124,7 @@ def centred_kernels(
     y:torch.Tensor # [heads, tokens, size]
 )->torch.Tensor: # float32 [heads, pairs of tokens], each of norm 1, or 0 where a head writes nothing
     "Inner products of tokens, U-centred."
-    y,n = y.float(),y.shape[1]
-    K = y@y.mT
-    K.diagonal(dim1=1, dim2=2).zero_()
-    row,total = K.sum(2)/(n-2),K.sum((1,2))/((n-1)*(n-2))
-    K += total[:,None,None]-row[:,:,None]-row[:,None]
+    K,n = u_centred(y.float()),y.shape[1]
     i,j = torch.triu_indices(n, n, 1)
     K = K.flatten(1)[:,i*n+j]
     return K/K.norm(dim=1, keepdim=True).clamp(min=1e-12)
@@ -142,15 +135,6 @@ def output_similarity(
 )->torch.Tensor: # float32 [heads of a, heads of b]; 1: the same but for scale and rotation, about 0: nothing in common
     "Linear CKA of all pairs of heads, unbiased."
     return torch.cat([torch.cat([x@centred_kernels(y).mT for y in b.split(at_once)], 1) for x in map(centred_kernels, a.split(at_once))])
-
-# %% ../../nbs/experiment/01_redistribution.ipynb #0c118c2f
-def pattern_similarity(
-    a:torch.Tensor, b:torch.Tensor, # [heads, texts, rows × keys] each
-    rows:int, # in all texts
-    at_once:int=1<<20 # weights of a head
-)->torch.Tensor: # float32 [heads of a, heads of b], 0 to 1
-    "Bhattacharyya's coefficient of attention rows, averaged, for all pairs of heads."
-    return sum(x.float().sqrt()@y.float().sqrt().mT for x,y in zip(a.flatten(1).split(at_once, 1), b.flatten(1).split(at_once, 1)))/rows
 
 # %% ../../nbs/experiment/01_redistribution.ipynb #cd4bae79
 def shrunk(
