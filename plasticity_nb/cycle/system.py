@@ -349,7 +349,7 @@ def _one_cycle(self:AdaptivePlasticitySystem, cycle):
 # %% ../../nbs/cycle/03_system.ipynb #5a545b22
 def tidy(run): # checkpoints that only a run which is not finished needs go away
     for p in run.checkpoints(): p.name.startswith('cycle_') and drop(p)
-    for p in (run.path/'checkpoints').glob('.*.gone'): shutil.rmtree(p)
+    for p in (run.path/'checkpoints').glob('.*'): shutil.rmtree(p) # what a killed process had begun to write or to drop
 
 def drop(folder): # take a checkpoint away; one that is half gone is never seen
     gone = folder.with_name(f'.{folder.name}.gone')
