@@ -112,7 +112,7 @@ def tables(rows):
             seeds, at = sorted(by[n]), lambda i: mean([so_far(by[n][s])[min(i, o['cycles']) - 1] for s in by[n]])
             less = mean([by[own][s]['best']['score'] - by[n][s]['best']['score'] for s in seeds]) if own in by and n != own and seeds == sorted(by[own]) else ''
             out.append(f"| {n} | {mean(score(n))} | {less} | {at(1)} | {at(2)} | {at(4)} | {st.mean(r['best']['perplexity'] for r in by[n].values()):.2f} | {st.mean(r['best']['active_heads'] for r in by[n].values()):.1f} |")
-        out += ['', *(f'{n} over the best fixed run: {st.mean(score(n)) / st.mean(score(best)):.2f} × its score' for n in by if best and n.startswith('adaptive'))]
+        out += ['', *(f'* {n} over the best fixed run: {st.mean(score(n)) / st.mean(score(best)):.2f} × its score' for n in by if best and n.startswith('adaptive'))]
     return '\n'.join(out[1:])
 
 
