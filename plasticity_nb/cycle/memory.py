@@ -87,6 +87,7 @@ class StrategyMemory:
         with self._open() as db: return db.execute('SELECT count(*) FROM outcomes').fetchone()[0]
     def __repr__(self): return f"{len(self)} outcomes in {self.path.name}"
 
+# %% ../../nbs/cycle/05_memory.ipynb #51f93d1a
 def patiently(f, seconds=60.): # SQLite itself does not wait while another process makes the file a WAL file
     end = time.monotonic()+seconds
     while True:

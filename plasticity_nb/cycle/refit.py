@@ -116,6 +116,7 @@ def projected(
     y = x@own[0].mT.to(x)
     return y if own[1] is None else y+own[1].to(x)
 
+# %% ../../nbs/cycle/00_refit.ipynb #f6001e6c
 @patch
 def before_growth(self:Repairs,
     replaced # of (`Block`, values) that stood there, from `grow_fresh`
@@ -136,6 +137,7 @@ def _read_before(self:Repairs, p, was):
     def after(module, args, y): return torch.cat([projected(args[0][:len(y)//2], was).to(y), y[len(y)//2:]])
     return self.lm.model.get_submodule(p.name).register_forward_hook(after)
 
+# %% ../../nbs/cycle/00_refit.ipynb #24956398
 @patch
 def _follow(self:Repairs, p, gate, start, solve, state, was=None):
     "Hooks that split the batch at one projection, solve for it and write with it."

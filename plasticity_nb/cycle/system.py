@@ -389,7 +389,7 @@ def _newest(self:AdaptivePlasticitySystem):
     for d in reversed([p for p in self.run.checkpoints() if p.name.startswith('cycle_')]):
         try: return self._read(d)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
-            drop(aside) if (aside := d.with_name(f'damaged_{d.name}')).exists() else None # the same was damaged once before
+            if (aside := d.with_name(f'damaged_{d.name}')).exists(): drop(aside) # the same was damaged once before
             d.rename(aside)
             self.run.event('damaged', checkpoint=d.name, error=str(e))
             warnings.warn(f"checkpoint {d.name} of {self.run.name} is damaged ({e}): it was set aside as damaged_{d.name}, and the run goes on from the one before")
