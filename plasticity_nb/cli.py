@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'VIEWS', 'one_sentence', 'print_results', 'changed', 'quiet_transformers', 'plasticity_run', 'begin_cycles',
-           'numbers_of', 'plasticity_experiment', 'takes_colors', 'shade', 'printable', 'event_line', 'LiveText',
-           'read_prompts', 'in_force', 'put_aside', 'PromptRun', 'generation_line', 'begin_prompts', 'print_prompt_run',
-           'plasticity_rcg', 'results_of', 'print_state', 'view_cycles', 'view_prompts', 'view_experiment', 'view_jobs',
-           'write_page', 'plasticity_view']
+           'numbers_of', 'plasticity_experiment', 'print_demo', 'plasticity_demo', 'takes_colors', 'shade', 'printable',
+           'event_line', 'LiveText', 'read_prompts', 'in_force', 'put_aside', 'PromptRun', 'generation_line',
+           'begin_prompts', 'print_prompt_run', 'plasticity_rcg', 'results_of', 'print_state', 'view_cycles',
+           'view_prompts', 'view_experiment', 'view_jobs', 'view_demo', 'view_stress', 'write_page', 'plasticity_view']
 
 # %% ../nbs/09_cli.ipynb #09aa4cf3
 import inspect, os, re, sys, warnings
@@ -157,6 +157,53 @@ def plasticity_experiment(
         report = e.run_experiment(names, numbers_of(pruning_levels, float, 'pruning_levels'), fine_tuning_steps, plasticity_cycles, numbers_of(seeds, int, 'seeds'), not no_regrow, refit, teacher, executor)
         run = e.run.path
     print(f"\n{report}\n\nresults: {Path(run)/'results.json'}\ndashboard: {Path(run)/'dashboard.html'}")
+
+# %% ../nbs/09_cli.ipynb #d1d0460f
+def print_demo(
+    run # `Run` of a demo, finished
+):
+    "The table of the cycles, and what the instruments say."
+    from plasticity_nb.runs import Run
+    r = run.load_json('results.json')
+    print_results(Run.open(run.path/r['cycle']).load_json('results.json'), None)
+    for name,said in r['findings'].items():
+        if said: print(f'\n{name}', *(f'  {s}' for s in said), sep='\n')
+
+# %% ../nbs/09_cli.ipynb #f4817a12
+@call_parse
+@one_sentence
+def plasticity_demo(
+    model_name:str='tiny', # tiny, smollm2-135m, distilgpt2, a folder, a .gguf file or a hub id
+    dataset:str='python-docs', # python-docs, shakespeare, a file or folder of text, or a data set id
+    output_dir:str=None, # where run folders go; default ./output/demo
+    cycles:int=5, # of prune, measure, grow, learn
+    steps_per_cycle:int=50, # training steps of a cycle, and of a lesson under stress
+    batch_size:int=4, # texts per step
+    pruning_level:float=0.2, # share of the open heads that a cycle closes
+    growth_ratio:float=0.3, # share of the closed heads that may come back
+    look_every:int=10, # training steps between two looks of the entropy journal
+    run_stress_protocol:store_true=False, # let two tasks take turns on the model that the cycles leave
+    stress_cycles:int=3, # repetitions of the protocol
+    stress_protocol:str='task_alternation', # or conflict_pruning, targeted_damage
+    stress_tasks:str='prose,code', # names with commas between: prose, drama, code, arithmetic, copying, labels, labels_flipped
+    seed:int=0, # order of the texts, random heads
+    device:str=None, # cpu or cuda; default: the GPU if there is one
+    resume:str=None, # or the folder of a demo that was stopped
+    quiet:store_true=False # no progress
+):
+    "Watch a model adapt: cycles with every instrument on them, and one page that says what they saw."
+    o = dict(locals())
+    quiet_transformers()
+    from plasticity_nb.demo import PlasticityDemo
+    from plasticity_nb.runs import Run
+    if resume is None: demo = PlasticityDemo(**{k: v for k,v in o.items() if k not in ('resume','quiet')} | dict(stress_tasks=tuple(t.strip() for t in stress_tasks.split(',') if t.strip())), verbose=not quiet)
+    else:
+        if more := changed(plasticity_demo, o, ('resume','device','quiet')): raise PlasticityError(f"a run goes on as it was begun: leave out --{more[0]}")
+        if Run.open(resume).events('done'): print(f"{resume} is finished: nothing is left to do"); return
+        demo = PlasticityDemo.resume(resume, device=device, verbose=not quiet)
+    run = demo.go()
+    print_demo(run)
+    print(f"\nreport: {run.path/'dashboard.html'}")
 
 # %% ../nbs/09_cli.ipynb #34fcd41c
 def takes_colors(
@@ -559,7 +606,7 @@ def plasticity_rcg(
     print_prompt_run(r, job.run.path)
 
 # %% ../nbs/09_cli.ipynb #d1a8c24b
-NEEDED = dict(cycle=('baseline','cycles','text'), experiment=('rows','dense','seeds','tokens'), rcg=('prompts','means')) # system: what its results.json holds at least
+NEEDED = dict(cycle=('baseline','cycles','text'), experiment=('rows','dense','seeds','tokens'), rcg=('prompts','means'), demo=('cycle','findings'), stress=('cells','protocol_type')) # system: what its results.json holds at least
 
 def results_of(
     run # `Run`
@@ -634,7 +681,17 @@ def view_jobs(
     if rows: print('\nperplexity of the cells that are done, after their last cycle; no mean and no gain is stated before all are\n', pd.DataFrame(rows).astype(dict.fromkeys(['perplexity','dense','random'], float)).to_string(index=False, float_format=lambda x: f'{x:.2f}', na_rep='-'), sep='\n')
 
 # %% ../nbs/09_cli.ipynb #7f2874bd
-VIEWS = dict(cycle=view_cycles, rcg=view_prompts, experiment=view_experiment)
+def view_demo(run, r):
+    "What the instruments say."
+    if r is None: print(f"the demo is not finished: go on with plasticity_demo --resume {run.path}")
+    else: print_demo(run)
+
+def view_stress(run, r):
+    "The table of a stress protocol, and what it found."
+    from plasticity_nb.tracking.stress_protocols import StressReport
+    print('the protocol is not finished' if r is None else StressReport(r))
+
+VIEWS = dict(cycle=view_cycles, rcg=view_prompts, experiment=view_experiment, demo=view_demo, stress=view_stress)
 
 def write_page(
     run, # `Run`
@@ -643,8 +700,10 @@ def write_page(
     "The dashboard of a run."
     from plasticity_nb.compare import comparison_html
     from plasticity_nb.dashboard import dashboard_html
+    from plasticity_nb.demo import demo_html
     from plasticity_nb.runs import write_whole
-    pages = dict(cycle=dashboard_html, experiment=comparison_html)
+    from plasticity_nb.tracking.stress_protocols import stress_html
+    pages = dict(cycle=dashboard_html, experiment=comparison_html, demo=demo_html, stress=stress_html)
     if run.system not in pages: raise PlasticityError(f"a run of {run.system} has no dashboard: its texts are in generations.jsonl, with a trace and the collapses of each beside it")
     path = run.path/'dashboard.html' if output is None else Path(output).expanduser()
     if path.is_dir(): raise PlasticityError(f"{path} is a folder: name a file for the dashboard")

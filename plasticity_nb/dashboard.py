@@ -587,12 +587,12 @@ def _choices(r):
         H2('Phases'), _phase_table(r))
 
 # %% ../nbs/08_dashboard.ipynb #ab997665
-def _body(r, run):
+def _body(r, run, kicker, said, parts):
     "Everything a person sees."
     config, events, what = run.config, run.events(), f'{r.get("model")} on {r.get("dataset")}'
-    return (Header(Div('plasticity_nb · cycles of prune, grow and learn', cls='name'), H1(what), P(f'{run.name} · {_took(r, events)} · seed {r.get("seed")}', cls='sub')),
-        Main(Ul(*[Li(s) for s in summary(r)], cls='lead'), _cards(r), P(id='broken', cls='broken'), Noscript(P('The figures need JavaScript; the tables hold the same numbers.')),
-            Div(figure_part(perplexity_figure(r)), figure_part(heads_figure(r)), cls='two'), *_choices(r), figure_part(loss_figure(r)) if any(c.get('loss') for c in r['cycles']) else '', *_maps(r),
+    return (Header(Div(kicker, cls='name'), H1(what), P(f'{run.name} · {_took(r, events)} · seed {r.get("seed")}', cls='sub')),
+        Main(Ul(*[Li(s) for s in [*summary(r), *said]], cls='lead'), _cards(r), P(id='broken', cls='broken'), Noscript(P('The figures need JavaScript; the tables hold the same numbers.')),
+            Div(figure_part(perplexity_figure(r)), figure_part(heads_figure(r)), cls='two'), *parts, *_choices(r), figure_part(loss_figure(r)) if any(c.get('loss') for c in r['cycles']) else '', *_maps(r),
             H2('Measurements'), _measure_table(r), (H2('What the model writes'), _samples(r)) if isinstance(r.get('samples'), list) else '', H2('Events') if events else '', _events(events)),
         _provenance(r, config))
 
@@ -612,12 +612,15 @@ def page_html(
 
 # %% ../nbs/08_dashboard.ipynb #83d6fc16
 def dashboard_html(
-    run:Run # a run with results.json
-)->str:     # the page
+    run:Run, # a run with results.json
+    kicker:str='plasticity_nb · cycles of prune, grow and learn', # above the title
+    said=(), # sentences after those of the run
+    parts=() # elements after its first figures
+)->str:      # the page
     "The dashboard of a run as one self-contained page."
     r = run.load_json('results.json')
     if not isinstance(r, dict) or not isinstance(r.get('cycles'), list): raise PlasticityError(f'results.json of {run.name} holds no cycles: this dashboard shows runs of the system "cycle"')
-    return page_html(f'{r.get("model")}: {run.name}', _body(r, run))
+    return page_html(f'{r.get("model")}: {run.name}', _body(r, run, kicker, said, parts))
 
 def write_dashboard(
     run_dir # a run folder

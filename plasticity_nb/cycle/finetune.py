@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULES', 'HOOKS', 'HeadRates', 'batches', 'check_trainable', 'awakened', 'lr_factor', 'Recipe',
            'distillation_loss', 'teacher_logits', 'Teacher', 'move_hooks', 'lora_config', 'asleep_blocks', 'adapters',
            'lora_blocks', 'as_it_was', 'checkpointed', 'accelerator', 'tracked', 'held_nll', 'Learned', 'Training',
-           'Diverged', 'check_finite', 'learn', 'AdaptiveFinetuner']
+           'check_finite', 'learn', 'AdaptiveFinetuner']
 
 # %% ../../nbs/cycle/02_finetune.ipynb #22ed7ffc
 import math, time, warnings
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from ..anatomy import Block
 from ..attention import Instrument, instrument
 from .grow import WARMUPS, GateWarmup
-from ..errors import PlasticityError
+from ..errors import NotFinite, PlasticityError
 from ..metrics import block_nll, eval_mode
 from ..models import as_lm
 
@@ -474,9 +474,6 @@ def run(self:Training,
     return self.done
 
 # %% ../../nbs/cycle/02_finetune.ipynb #3a41121a
-class Diverged(PlasticityError):
-    "Training broke down: a loss or a weight is not a number any more."
-
 def check_finite(
     inst:Instrument, # on the trained model
     losses:list, # of each step
@@ -485,7 +482,7 @@ def check_finite(
     "Raise if training broke down."
     bad = next((i for i,x in enumerate(losses) if not math.isfinite(x)), None)
     if bad is None and not all(bool(p.isfinite().all()) for p in [*inst.lm.model.parameters(), inst.gates]): bad = len(losses)
-    if bad is not None: raise Diverged(f"training of {inst.lm.name} broke down (not finite at step {bad}): use a smaller learning rate than {lr}")
+    if bad is not None: raise NotFinite(f"training of {inst.lm.name} broke down (not finite at step {bad}): use a smaller learning rate than {lr}")
 
 # %% ../../nbs/cycle/02_finetune.ipynb #9908ae51
 def learn(

@@ -21,13 +21,13 @@ from transformers import GenerationConfig
 import plasticity_nb
 from ..attention import Instrument, instrument
 from .compact import cache_bytes, check_compact, compact, save_compact, save_lm
-from .finetune import Diverged, Recipe, check_trainable, learn
+from .finetune import Recipe, check_trainable, learn
 from .grow import GROWTH, Calibration, choose_growth, grow_fresh, grow_heads
 from .memory import BanditConfig, Outcome, ScoreWeights, StrategyBandit, StrategyMemory, outcome, outcome_score
 from .prune import UNITS, Vault, check_share, choose, find_strategy, prune_heads, taylor_importance
 from .refit import refit
 from ..dashboard import write_dashboard # it draws what a run folder says, and imports floor 0 alone
-from ..errors import PlasticityError
+from ..errors import NotFinite, PlasticityError
 from ..fetch import file_sha256
 from ..metrics import active_heads, active_params, check_tokens, degeneration, efficiency, evaluate, perplexity_per_head
 from ..models import LM, as_lm, load_lm
@@ -175,9 +175,10 @@ class AdaptivePlasticitySystem:
         score:ScoreWeights=None, # what an outcome is worth; or a dict of its weights
         bandit:BanditConfig=None, # what an adaptive run chooses from, or a dict of it; default: see `default_bandit`
         memory=None, # SQLite file of outcomes, or True for the one in the cache folder: is added to, and learned from by an adaptive run
-        compact:bool=False): # cut the pruned heads out of the best model at the end
-        self.asked = {k:v for k,v in locals().items() if k!='self'}
-        self.verbose,self.output_dir = verbose,output_dir
+        compact:bool=False, # cut the pruned heads out of the best model at the end
+        watch=None): # called as watch(system, cycle, phase, step, measured) on the way, see below
+        self.asked = {k:v for k,v in locals().items() if k not in ('self','watch')}
+        self.verbose,self.output_dir,self.watch = verbose,output_dir,watch or (lambda *a: None)
         self._options(); self._how_to_learn()
         self._load(); self._texts()
 
@@ -268,31 +269,39 @@ def _change(self:AdaptivePlasticitySystem, arm, cycle, strategy, level, ratio, n
     name,before,m = f'cycle {cycle} {arm.role}',arm.inst.gates.detach().clone(),{}
     self.bar.phase(f'{name}: prune', cycle=cycle, arm=arm.role)
     pruned,imp = arm.prune(strategy if study else 'random', level, self.calibration, o['unit'], seed)
-    if study: m['prune'] = look()
+    if study: m['prune'] = look('prune')
     self.bar.phase(f'{name}: grow', cycle=cycle, arm=arm.role, pruned=pruned)
     grown,seen,replaced = arm.grow(round(ratio*len(arm.vault)) if study else min(n_grow, len(arm.vault)), self.calibration, o['growth'] if study else 'random', seed if study else seed+500, o['fresh'])
     grad = seen.grads.mean(0) if study else None
     for h in grown: arm.inst.gates.data[h] = 1
-    if study: m['grow'] = look()
+    if study: m['grow'] = look('grow')
     if o['refit']:
         refit(arm.inst, self.calibration, before=before, replaced=replaced)
-        if study: m['refit'] = look()
+        if study: m['refit'] = look('refit')
     else:
         for h in grown: arm.inst.gates.data[h] = 0
     return dict(pruned=pruned, revived=grown, phases=m, importance=imp if study else None, gradient=grad)
 
+# %% ../../nbs/cycle/03_system.ipynb #f25330ff
 @patch
 def _cycle(self:AdaptivePlasticitySystem, arm, cycle, strategy, level, ratio, n_grow=None):
     "All phases of a cycle for one arm; every one is measured if it is the arm under study."
-    look = lambda: arm.measure(self.eval, self.prompts, self.baseline)[0]
+    study = arm.role=='study'
+    def look(phase):
+        m = arm.measure(self.eval, self.prompts, self.baseline)[0]
+        if study: self.watch(self, cycle, phase, None, m)
+        return m
+    def on_step(step, loss):
+        self.bar.step(step, loss)
+        if study: self.watch(self, cycle, 'learn', step+1, dict(loss=loss))
     done = dict(pruned=[], revived=[], phases={}) if arm.role=='dense' else self._change(arm, cycle, strategy, level, ratio, n_grow, look)
     self.bar.phase(f'cycle {cycle} {arm.role}: learn', cycle=cycle, arm=arm.role, revived=done['revived'])
     o,r = self.asked,{k:v for k,v in vars(self.recipe).items() if k not in ('lr','batch_size','grown_rate','seed')}
     try:
         done['loss'] = learn(arm.inst, self.train.ids, o['steps'], o['learning_rate'], o['batch_size'], done['revived'], o['grown_rate'], seed=1000*o['seed']+cycle,
-                             on_step=self.bar.step, teacher=self.lm if o['teacher'] else None, **r)
-        done['phases']['learn'] = look()
-    except Diverged as e:
+                             on_step=on_step, teacher=self.lm if o['teacher'] else None, **r)
+        done['phases']['learn'] = look('learn')
+    except NotFinite as e:
         done |= dict(loss=[], broke_down=str(e)); done['phases']['learn'] = dict.fromkeys(self.baseline) | dict(active_heads=active_heads(arm.inst.gates))
         self.run.event('broke down', cycle=cycle, arm=arm.role, error=str(e))
     self.run.event('measured', cycle=cycle, arm=arm.role, **done['phases']['learn'])
@@ -340,6 +349,7 @@ def _one_cycle(self:AdaptivePlasticitySystem, cycle):
     else:
         for role,s in was.items(): self.arms[role].load(s)
         self.run.event('taken back', cycle=cycle, perplexity=last('study')['perplexity'])
+        self.watch(self, cycle, 'taken back', None, {})
     if self.bandit: self.bandit.learn(strategy, level, ratio, -math.inf if gain is None else gain, share)
     gates = {role:a.inst.gates.detach().clone() for role,a in self.arms.items()}
     self.r['cycles'].append(plain(dict(cycle=cycle, strategy=strategy, pruning_level=level, growth_ratio=ratio, accepted=good, score=score, gain=gain) | t | dict(
@@ -555,6 +565,7 @@ def _first(self:AdaptivePlasticitySystem):
     "Measure the untouched model."
     self.bar.phase('baseline')
     self.baseline,self.before = self.arms['study'].measure(self.eval, self.prompts)
+    self.watch(self, 0, 'start', None, self.baseline)
     self.last_score = outcome_score(self.baseline, self.baseline, self.score)
     self.r = plain(self._facts() | dict(baseline=self.baseline, cycles=[], best=dict(cycle=0, score=self.last_score) | self.baseline))
     self._save(0)
@@ -601,7 +612,8 @@ def resume(cls:AdaptivePlasticitySystem,
     model_name=None, # the model, if the run was begun with an object
     dataset=None, # the text, if the run was begun with an object
     device=None, # default: as before
-    verbose:bool=True # show progress
+    verbose:bool=True, # show progress
+    watch=None # as when the run was begun
 )->AdaptivePlasticitySystem: # with its `results`; None if the run is finished
     "Go on with a run that was stopped, to its end."
     run = Run.open(path); c = run.config['config']
@@ -610,7 +622,7 @@ def resume(cls:AdaptivePlasticitySystem,
     o = c['asked'] | {k:v for k,v in dict(model_name=model_name, dataset=dataset, device=device).items() if v is not None} | dict(verbose=verbose)
     for k in ('model_name','dataset'):
         if o[k] is None: raise PlasticityError(f"{run.name} was begun with a {k} that has no name: give it again with {k}=...")
-    self = cls(**o)
+    self = cls(**o, watch=watch)
     self._begin(c['max_cycles'], c['initial_pruning_level'], c['initial_growth_ratio'])
     self.run = run
     self._same(c)

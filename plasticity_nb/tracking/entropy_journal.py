@@ -8,7 +8,7 @@ __all__ = ['SCHEMA', 'HEAD_MEASURES', 'JOURNAL_COLUMNS', 'ENTROPY_SCALE', 'token
            'journal_frame', 'EntropyJournalConfig', 'EntropyJournal', 'head_values', 'one_experiment', 'head_table',
            'look_names', 'look_ticks', 'gate_events', 'inversion_tail', 'trends', 'Alarm', 'latest', 'entropy_alarm',
            'head_looks_figure', 'dead_heads', 'collapsed_heads', 'specialisation', 'look_statistics', 'head_changes',
-           'report_tables', 'report_cell']
+           'journal_findings', 'report_tables', 'report_cell']
 
 # %% ../../nbs/tracking/01_entropy_journal.ipynb #45d5bdd4
 import hashlib, math, re, time, weakref
@@ -29,7 +29,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ..attention import Instrument, biased, instrument, pieces, real_rows, score_rows
 from ..dashboard import data_table, figure_part, figure_title, number, number_card, page_html # they draw, and import floor 0 alone
-from ..errors import PlasticityError
+from ..errors import NotFinite, PlasticityError
 from ..look import GATE_SCALE, LINES, PAGE, STATES, template
 from ..metrics import eval_mode
 from ..models import as_lm
@@ -149,7 +149,7 @@ def columns(self:HeadLook)->dict: # of lists, an entry per head; None where noth
     found = dict(layer=layer, head=head, gate=short(self.inst.gates.detach().float()), **{n:short(s) for n,s in zip(('entropy','spread','normalized','first','output'), sums)})
     if None in found['entropy']:
         at = found['entropy'].index(None)
-        raise PlasticityError(f"the attention entropy of head ({layer[at]}, {head[at]}) of {self.inst.lm.name} is not a number: its weights or activations are no longer finite, so go back to a state before")
+        raise NotFinite(f"the attention entropy of head ({layer[at]}, {head[at]}) of {self.inst.lm.name} is not a number: its weights or activations are no longer finite, so go back to a state before")
     return found
 
 # %% ../../nbs/tracking/01_entropy_journal.ipynb #a6ecea7b
@@ -574,7 +574,11 @@ def head_changes(
     return c.sort_values('change', key=abs, ascending=False, ignore_index=True)[['layer','head','start','end','change','gate']]
 
 # %% ../../nbs/tracking/01_entropy_journal.ipynb #26e0f7c1
-def _sentences(frame, config, alarm):
+def journal_findings(
+    frame, # of one experiment
+    config:EntropyJournalConfig,
+    alarm:Alarm # of the same frame
+)->list: # of sentences
     "What a reader has to know first."
     s,sp,dead,low,ch = look_statistics(frame),specialisation(frame),dead_heads(frame),collapsed_heads(frame, config.collapse_below),head_changes(frame).dropna()
     a,b,n = s.iloc[0],s.iloc[-1],len(s)
@@ -621,7 +625,7 @@ def create_summary_report(self:EntropyJournal
     "Write what became of the heads, as Markdown and as a page."
     c,f = self.config,one_experiment(self.frame())
     alarm = entropy_alarm(f, c.collapse_below, c.alarm_within, c.alarm_level, c.alarm_window)
-    said,tables,about,name = _sentences(f, c, alarm),report_tables(f, c, alarm),self._texts(),str(c.experiment_name)
+    said,tables,about,name = journal_findings(f, c, alarm),report_tables(f, c, alarm),self._texts(),str(c.experiment_name)
     quiet = lambda s: s.replace('`', '').replace('_', ' ')
     plain = lambda s: escape(s).replace('|', '&#124;').replace('\n', ' ')
     md = [f'# {plain(name)}', plain(about), '\n'.join(f'- {plain(s)}' for s in said)]

@@ -25,7 +25,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ..attention import Instrument, biased, instrument, score_rows
 from ..dashboard import data_table, figure_part, figure_title, number, number_card, page_html
-from ..errors import PlasticityError
+from ..errors import NotFinite, PlasticityError
 from ..look import GATE_SCALE, LINES, STATES, head_map, template
 from ..metrics import eval_mode
 from ..models import as_lm
@@ -214,7 +214,7 @@ def read(self:Reader,
     finally:
         self.inst.listening = was
         for h in hooks: h.remove()
-    if not (y.logits<math.inf).all(): raise PlasticityError(f"{self.lm.name} gives logits that are not finite: its weights are broken, so there is nothing to compare")
+    if not (y.logits<math.inf).all(): raise NotFinite(f"{self.lm.name} gives logits that are not finite: its weights are broken, so there is nothing to compare")
     return Reading(y.logits[0], [h[0] for h in (getattr(y, 'hidden_states', None) or ())[1:]], record.calls, written)
 
 # %% ../../nbs/tracking/02_function_tracking.ipynb #a6c6ecf3

@@ -9,7 +9,7 @@ __all__ = ['TASKS', 'PROTOCOLS', 'DAMAGE', 'ARMS', 'Rows', 'pad_rows', 'Task', '
            'StressProtocolConfig', 'StressProtocol', 'TaskAlternationProtocol', 'DamageProtocol',
            'ConflictPruningProtocol', 'TargetedDamageProtocol', 'run_plasticity_stress_loop', 'levels', 'forgetting',
            'backward_transfer', 'interference', 'gain_lost', 'learning_curve', 'steps_to', 'relearning', 'savings',
-           'damage_numbers', 'StressReport']
+           'damage_numbers', 'StressReport', 'stress_html']
 
 # %% ../../nbs/tracking/03_stress_protocols.ipynb #9f06388e
 import copy, importlib.util, inspect, itertools, json, math, random, re, sys, warnings
@@ -23,12 +23,14 @@ import torch
 import torch.nn.functional as F
 import transformers
 from fastcore.basics import patch
+from fastcore.xml import H1, Div, Header, Li, Main, Noscript, P, Ul
 from torch.nn.utils.rnn import pad_sequence
 
 import plasticity_nb
 from ..attention import Instrument, instrument
 from ..cycle.finetune import check_finite, check_trainable, learn
 from ..cycle.prune import check_share, lowest, open_heads, random_importance, taylor_importance
+from ..dashboard import data_table, figure_part, page_html # they draw, and import floor 0 alone
 from ..errors import PlasticityError
 from ..look import LINES, SIGNED_SCALE, template
 from ..metrics import eval_mode
@@ -615,7 +617,7 @@ def run_protocol(self:StressProtocol,
             e.add_note(f'what is done stays in {run.path}: go on with run_protocol(..., resume=that folder)')
             raise
         report = StressReport(dict(system='stress', **facts, cells=cells))
-        run.results(report | dict(findings=report.findings(), rows=report.rows())); run.event('done')
+        run.results(report | dict(findings=report.findings(), rows=report.rows())); run.save_text('dashboard.html', stress_html(run)); run.event('done')
     return StressReport(run.load_json('results.json'))
 
 # %% ../../nbs/tracking/03_stress_protocols.ipynb #58240181
@@ -909,3 +911,20 @@ def matrix_figure(self:StressReport): # plotly figure
     heat = go.Heatmap(z=z, x=tasks, y=tasks, zmin=-top, zmax=top, colorscale=SIGNED_SCALE, xgap=2, ygap=2, text=[[_shown(c).replace(' (', '<br>(') for c in row] for row in m], texttemplate='%{text}',
                       hovertemplate='learning %{y}: %{x} %{z:.3f} nats<extra></extra>', colorbar=dict(title=dict(text='nats per phase', side='right'), thickness=10, outlinewidth=0))
     return go.Figure(heat).update_layout(template=template(), height=170+70*len(tasks), xaxis=dict(title_text='measured', showgrid=False), yaxis=dict(title_text='learned', autorange='reversed', showgrid=False))
+
+# %% ../../nbs/tracking/03_stress_protocols.ipynb #9f1dbebd
+@patch
+def parts(self:StressReport)->list: # elements of a page
+    "What a page says of the protocol."
+    t,what = self.table(),'Held-out rows, nats per token that matters. '
+    what += 'Conflict is what a task learned with the others ends above the best that it reached by turns.' if self['protocol_type']=='task_alternation' else 'Difference is heads that matter less random heads, seed by seed; left is what remains beside the untouched model.'
+    matrix = [figure_part(self.matrix_figure())] if self['protocol_type']=='task_alternation' else []
+    return [P(self.lines()[0]), Ul(*[Li(f) for f in self.findings()], cls='lead'), figure_part(self.figure()), *matrix, data_table(list(t.columns), [[str(v) for v in r] for r in t.itertuples(index=False)], what)]
+
+def stress_html(
+    run:Run # of a protocol, with results.json
+)->str: # the page
+    "The dashboard of a stress protocol as one self-contained page."
+    r = StressReport(run.load_json('results.json'))
+    return page_html(f"{r['protocol_type']}: {run.name}", (Header(Div('plasticity_nb · stress protocol', cls='name'), H1(f"{r['model']}: {r['protocol_type'].replace('_', ' ')}"), P(run.name, cls='sub')),
+        Main(P(id='broken', cls='broken'), Noscript(P('The figures need JavaScript; the table holds the same numbers.')), *r.parts())))
