@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 from fastcore.basics import patch
-from fastcore.xml import A, H2, Div, P, Ul, Li
+from fastcore.xml import A, H2, Details, Div, Li, P, Summary, Ul
 
 import plasticity_nb
 from .cycle.system import AdaptivePlasticitySystem, found_by, load_state
@@ -101,7 +101,9 @@ def _stress(self:PlasticityDemo, cycles:Run):
     "The protocol on the model that the cycles leave."
     folder = self.run.path/'stress'; there = only_run(folder)
     if there is None or not there.events('done'):
-        with load_state(cycles.path/'checkpoints'/'final', self.asked['device']) as inst: run_plasticity_stress_loop(inst, config=self._protocol(folder), resume=there)
+        with load_state(cycles.path/'checkpoints'/'final', self.asked['device']) as inst:
+            inst.lm.name = f"{cycles.load_json('results.json')['model']} after the cycles"
+            run_plasticity_stress_loop(inst, config=self._protocol(folder), resume=there)
 
 # %% ../nbs/09_demo.ipynb #87a12cd3
 @patch
@@ -193,9 +195,9 @@ def parts(self:Story)->list: # elements of a page
     looks = look_statistics(f)
     entropy = _section('entropy', names['entropy'], 'The entropy journal: how widely each head attends, on the same held-out texts at every look, after each phase and while the model learns.', said['entropy'],
         Div(fig(self.journal.visualize_entropy_evolution()), fig(self.journal.visualize_gate_evolution()), cls='two'),
-        data_table([k.replace('_', ' ') for k in looks.columns], [[report_cell(v) for v in r] for r in looks.itertuples(index=False)], 'Means over open heads at every look; entropy in nats, normalized by the log of the tokens seen; first is the share of attention on the first token.'))
+        Details(Summary('Every look in numbers'), data_table([k.replace('_', ' ') for k in looks.columns], [[report_cell(v) for v in r] for r in looks.itertuples(index=False)], 'Means over open heads at every look; entropy in nats, normalized by the log of the tokens seen; first is the share of attention on the first token.')))
     rhythm = _section('rhythm', names['rhythm'], 'Every head a trace on one common scale, up is more entropy than its own mean. Below, what has changed since the first look, and a test that says whether there is a rhythm in it.', said['rhythm'],
-        fig(plot_entropy_rhythm(f)), Div(fig(create_entropy_delta_heatmap(f)), fig(self.rhythm.figure()) if self.rhythm else '', cls='two'))
+        fig(plot_entropy_rhythm(f)), fig(create_entropy_delta_heatmap(f)), fig(self.rhythm.figure()) if self.rhythm else '')
     function = _section('function', names['function'], 'Function tracking: after each phase the model is compared with the untouched one on held-out prompts.', said['function'],
         fig(function_figure(self.tracker.frame())), Div(fig(likeness_figure(last)), fig(divergence_figure(last)) if last['heads'] else '', cls='two'), data_table(list(CYCLE_HEAD), cycle_rows(self.function), HOW_SCORED))
     none = P('No stress protocol was run: plasticity_demo --run_stress_protocol adds one.', cls='note')

@@ -667,10 +667,10 @@ def interference(
 def gain_lost(
     path:list, # NLL after each phase
     first:int, n:int # phase in which the task is first learned, from 1; number of tasks
-)->float: # share; None where nothing was gained, or nothing came after
+)->float: # share; None where less than a hundredth of the NLL was gained, or nothing came after
     "Share of the first gain that is gone when the task's turn comes again."
     end = min(first+n-1, len(path)-1); gain = path[first-1]-path[first]
-    return (path[end]-path[first])/gain if gain>0 and end>first else None
+    return (path[end]-path[first])/gain if gain>.01*path[first-1] and end>first else None
 
 # %% ../../nbs/tracking/03_stress_protocols.ipynb #dcf6aaea
 def learning_curve(
@@ -692,11 +692,11 @@ def steps_to(
 def relearning(
     cells:dict, # arm: cell, of one seed
     task:str # its name
-)->dict: # steps: of every repetition, the first first; reversed: of the first time in the reversed arm; None where the level is not reached
+)->dict: # steps: of every repetition, the first first; reversed: of the first time in the reversed arm; None where the level is not reached, or the first lesson gained less than a hundredth
     "Steps that a task takes to the same level again and again."
     of = lambda arm: [learning_curve(p, task) for p in cells[arm]['phases'] if p['learned']==task]
     curves = of('alternating'); start,end = curves[0][0][1],curves[0][-1][1]
-    if end>=start: return dict(steps=[None]*len(curves), reversed=None)
+    if end>=.99*start: return dict(steps=[None]*len(curves), reversed=None)
     reach = lambda c: steps_to(c, start-.9*(start-end))
     return dict(steps=[reach(c) for c in curves], reversed=reach(of('reversed')[0]))
 
@@ -815,7 +815,9 @@ def alternation_findings(self:StressReport)->list: # of sentences
     rows = self.alternation_rows()
     said += [f"{r['task']}: learned together with the others it ends {_shown(r['conflict'])} above the best that it reached by turns ({_side(r['conflict'])})." for r in rows if r['arm']=='mixed']
     for r in rows[:len(tasks)]:
-        said.append(f"{r['task']}: {_shown(r['before'])} → {_shown(r['first'])} when first learned; {_shown(r['lost'], '.0%', len(seeds))} of this gain was gone when its turn came again.")
+        first = f"{r['task']}: {_shown(r['before'])} → {_shown(r['first'])} when first learned"
+        if r['steps'][0]['mean'] is None: said.append(f"{first}, too little to ask what of it was lost again."); continue
+        said.append(first + (f"; {_shown(r['lost'], '.0%', len(seeds))} of this gain was gone when its turn came again." if r['lost']['mean'] is not None else '.'))
         if r['saved']: said.append(f"{r['task']}: {_shown(r['steps'][0], '.0f')} steps the first time, {_shown(r['steps'][-1], '.0f')} the last ({_shown(r['saved'][-1], '.0%', len(seeds))} saved); the first time in reversed order {_shown(r['steps_reversed'], '.0f')}.")
     return said
 
