@@ -199,7 +199,8 @@ def plasticity_demo(
     if resume is None: demo = PlasticityDemo(**{k: v for k,v in o.items() if k not in ('resume','quiet')} | dict(stress_tasks=tuple(t.strip() for t in stress_tasks.split(',') if t.strip())), verbose=not quiet)
     else:
         if more := changed(plasticity_demo, o, ('resume','device','quiet')): raise PlasticityError(f"a run goes on as it was begun: leave out --{more[0]}")
-        if Run.open(resume).events('done'): print(f"{resume} is finished: nothing is left to do"); return
+        run = Run.open(resume)
+        if run.system=='demo' and run.events('done'): print(f"{resume} is finished: nothing is left to do"); return
         demo = PlasticityDemo.resume(resume, device=device, verbose=not quiet)
     run = demo.go()
     print_demo(run)

@@ -6,21 +6,24 @@
 __all__ = ['Watch', 'PlasticityDemo', 'only_run', 'Story', 'demo_results', 'demo_html']
 
 # %% ../nbs/09_demo.ipynb #ad1a85f4
-import math
+import inspect, math
 from pathlib import Path
 
 from fastcore.basics import patch
 from fastcore.xml import A, H2, Details, Div, Li, P, Summary, Ul
 
 import plasticity_nb
-from .cycle.system import AdaptivePlasticitySystem, found_by, load_state
+from .cycle.system import AdaptivePlasticitySystem, load_state
+from .cycle.prune import check_share
 from .dashboard import dashboard_html, data_table, figure_part
 from .errors import NotFinite, PlasticityError
 from .runs import Run
+from .text import found_by
+from .text import found_by
 from .tracking.entropy_journal import EntropyJournal, EntropyJournalConfig, entropy_alarm, journal_findings, look_statistics, report_cell
 from .tracking.entropy_rhythm import analyze_rhythm, create_entropy_delta_heatmap, plot_entropy_rhythm
 from .tracking.function_tracking import CYCLE_HEAD, HOW_SCORED, FunctionTracker, FunctionTrackingConfig, cycle_rows, divergence_figure, function_figure, function_findings, likeness_figure
-from .tracking.stress_protocols import PROTOCOLS, StressProtocolConfig, StressReport, run_plasticity_stress_loop
+from .tracking.stress_protocols import PROTOCOLS, TASKS, StressProtocolConfig, StressReport, run_plasticity_stress_loop
 
 # %% ../nbs/09_demo.ipynb #f6074386
 class Watch:
@@ -70,13 +73,29 @@ class PlasticityDemo:
     ):
         own = {k: v for k,v in locals().items() if k not in ('self','options','verbose','output_dir')}
         self.asked,self.options,self.verbose,self.output_dir,self.run = own,options,verbose,output_dir,None
-        for name in ('cycles','steps_per_cycle','look_every'):
-            if not isinstance(v := own[name], int) or v<1: raise PlasticityError(f"{name} {v!r} is not a whole number of at least 1: give for instance {dict(cycles=5).get(name, 10)}")
-        self.stress = self._protocol(None).check() if run_stress_protocol else None
+        self._check()
 
-    def _protocol(self, folder)->StressProtocolConfig:
-        a = self.asked
-        return StressProtocolConfig(folder, protocol_type=a['stress_protocol'], cycles=a['stress_cycles'], tasks=a['stress_tasks'], seeds=tuple(a['stress_seeds']), recovery_steps=a['steps_per_cycle'], recovery_batch_size=a['batch_size'], verbose=self.verbose)
+
+# %% ../nbs/09_demo.ipynb #d3c0ffee
+@patch
+def _check(self:PlasticityDemo):
+    "Raise unless it can be done."
+    a,known = self.asked,set(inspect.signature(AdaptivePlasticitySystem.__init__).parameters)-set('self model_name dataset output_dir device verbose steps batch_size seed watch'.split())
+    for name in ('cycles','steps_per_cycle','look_every'):
+        if not isinstance(v := a[name], int) or isinstance(v, bool) or v<1: raise PlasticityError(f"{name} {v!r} is not a whole number of at least 1: give for instance {dict(cycles=5).get(name, 10)}")
+    check_share(a['pruning_level'], 'pruning level'); check_share(a['growth_ratio'], 'growth ratio')
+    if odd := set(self.options)-known: raise PlasticityError(f"the demo has no option {min(odd)!r}: beside its own it takes {', '.join(sorted(known))}")
+    if a['run_stress_protocol']:
+        c = self._protocol(None).check()
+        if odd := [t for t in c.tasks if t not in TASKS]: raise PlasticityError(f"there is no task {odd[0]!r}: choose from {', '.join(TASKS)}")
+        if c.protocol_type!='task_alternation' and (n := int(1/c.damage_ratio))<c.cycles: raise PlasticityError(f"{c.cycles} cycles that close {c.damage_ratio:.0%} of the heads each are too many: give a stress_cycles of at most {n}")
+        PROTOCOLS[c.protocol_type](c)
+
+@patch
+def _protocol(self:PlasticityDemo, folder)->StressProtocolConfig:
+    "The stress protocol that is asked for."
+    a = self.asked
+    return StressProtocolConfig(folder, protocol_type=a['stress_protocol'], cycles=a['stress_cycles'], tasks=a['stress_tasks'], seeds=a['stress_seeds'], recovery_steps=a['steps_per_cycle'], recovery_batch_size=a['batch_size'], verbose=self.verbose)
 
 # %% ../nbs/09_demo.ipynb #6653c464
 def only_run(
@@ -87,13 +106,20 @@ def only_run(
     return Run.open(there[-1].parent) if there else None
 
 @patch
-def _cycles(self:PlasticityDemo):
+def _system(self:PlasticityDemo):
+    "The cycle system, its settings checked, its model and texts loaded."
+    a = self.asked
+    return AdaptivePlasticitySystem(a['model_name'], a['dataset'], None, a['device'], self.verbose, steps=a['steps_per_cycle'], batch_size=a['batch_size'], seed=a['seed'], **self.options)
+
+@patch
+def _cycles(self:PlasticityDemo, system):
     "The cycles, watched; gives their run, finished."
-    a,folder = self.asked,self.run.path/'cycle'
+    a,folder,watch = self.asked,self.run.path/'cycle',Watch(self.run.path, self.asked['look_every'])
     if (there := only_run(folder)) is None:
-        system = AdaptivePlasticitySystem(a['model_name'], a['dataset'], folder, a['device'], self.verbose, steps=a['steps_per_cycle'], batch_size=a['batch_size'], seed=a['seed'], watch=Watch(self.run.path, a['look_every']), **self.options)
+        system = system or self._system()
+        system.output_dir,system.watch = folder,watch
         system.run_adaptive_optimization(a['cycles'], a['pruning_level'], a['growth_ratio'])
-    elif not there.events('done'): AdaptivePlasticitySystem.resume(there.path, a['model_name'], a['dataset'], a['device'], self.verbose, watch=Watch(self.run.path, a['look_every']))
+    elif not there.events('done'): AdaptivePlasticitySystem.resume(there.path, a['model_name'], a['dataset'], a['device'], self.verbose, watch=watch)
     return only_run(folder)
 
 @patch
@@ -103,18 +129,20 @@ def _stress(self:PlasticityDemo, cycles:Run):
     if there is None or not there.events('done'):
         with load_state(cycles.path/'checkpoints'/'final', self.asked['device']) as inst:
             inst.lm.name = f"{cycles.load_json('results.json')['model']} after the cycles"
-            run_plasticity_stress_loop(inst, config=self._protocol(folder), resume=there)
+            try: run_plasticity_stress_loop(inst, config=self._protocol(folder), resume=there)
+            except PlasticityError as e: self.run.event('no stress', why=str(e)) # such as too few heads left to close: the page says so
 
 # %% ../nbs/09_demo.ipynb #87a12cd3
 @patch
 def go(self:PlasticityDemo
 )->Run: # finished; dashboard.html is in it
     "Do what is not done yet."
+    system = self._system() if self.run is None else None
     if self.run is None: self.run = Run.create('demo', self.output_dir, dict(self.asked, **{k: found_by(self.asked[k]) for k in ('model_name','dataset')}, options=self.options))
     with self.run.hold():
         try:
-            cycles = self._cycles()
-            if self.stress: self._stress(cycles)
+            cycles = self._cycles(system)
+            if self.asked['run_stress_protocol']: self._stress(cycles)
             self.run.results(demo_results(self.run))
             self.run.save_text('dashboard.html', demo_html(self.run))
         except BaseException as e:
@@ -156,16 +184,26 @@ class Story:
         self.function,self.tracker = tracker.records,tracker
         c = self.journal.config
         self.alarm = entropy_alarm(self.frame, c.collapse_below, c.alarm_within, c.alarm_level, c.alarm_window)
-        self.rhythm = analyze_rhythm(self.frame) if self.frame.look.nunique()>=16 else None
+        self.rhythm,self.no_rhythm = None,''
+        try: self.rhythm = analyze_rhythm(self.frame)
+        except PlasticityError as e: self.no_rhythm = f'No rhythm can be looked for: {e}.' # too few looks, or no layer that is never closed
         stress = only_run(run.path/'stress')
         self.stress = StressReport(stress.load_json('results.json')) if stress and (stress.path/'results.json').exists() else None
+        self.no_stress = [] if self.stress else [f"The stress protocol was not run: {e['why']}." for e in run.events('no stress')][-1:] or ['The stress protocol is not finished.']*run.config['config']['run_stress_protocol']
+        done = {c['cycle'] for c in self.cycles.load_json('results.json')['cycles']}
+        self.unseen = sorted(done-{r['cycle_idx'] for r in self.function if r['cycle_name'] in ('learn','taken back')})
 
 @patch
 def findings(self:Story)->dict: # instrument: list of sentences
     "What the instruments say."
-    rhythm = f"{self.rhythm} Looks are counted, not seconds, and a cycle of {self._per_cycle()} looks is a beat that we have given ourselves." if self.rhythm else f"{self.frame.look.nunique()} looks are too few to speak of a rhythm, which takes 16."
-    stress = [*self.stress.lines(), *self.stress.findings()] if self.stress else []
-    return dict(entropy=journal_findings(self.frame, self.journal.config, self.alarm), rhythm=[rhythm], function=function_findings(self.function), stress=stress)
+    rhythm = f"{self.rhythm} Looks are counted, not seconds, and a cycle of {self._per_cycle()} looks is a beat that we have given ourselves." if self.rhythm else self.no_rhythm
+    stress = [*self.stress.lines(), *self.stress.findings()] if self.stress else self.no_stress
+    return dict(entropy=[*self.gap(), *journal_findings(self.frame, self.journal.config, self.alarm)], rhythm=[rhythm], function=[*self.gap(), *function_findings(self.function)], stress=stress)
+
+@patch
+def gap(self:Story)->list: # a sentence, or nothing
+    "Which cycles nobody has watched to their end."
+    return [f"Not watched to the end: cycle {', '.join(map(str, self.unseen))}; the instruments do not know the model that the run leaves."] if self.unseen else []
 
 @patch
 def _per_cycle(self:Story): # looks in a cycle, the most frequent number
@@ -200,7 +238,7 @@ def parts(self:Story)->list: # elements of a page
         fig(plot_entropy_rhythm(f)), fig(create_entropy_delta_heatmap(f)), fig(self.rhythm.figure()) if self.rhythm else '')
     function = _section('function', names['function'], 'Function tracking: after each phase the model is compared with the untouched one on held-out prompts.', said['function'],
         fig(function_figure(self.tracker.frame())), Div(fig(likeness_figure(last)), fig(divergence_figure(last)) if last['heads'] else '', cls='two'), data_table(list(CYCLE_HEAD), cycle_rows(self.function), HOW_SCORED))
-    none = P('No stress protocol was run: plasticity_demo --run_stress_protocol adds one.', cls='note')
+    none = P(*self.no_stress or ['No stress protocol was asked for: plasticity_demo --run_stress_protocol adds one.'], cls='note')
     stress = _section('stress', names['stress'], 'The model that the cycles leave, with the tasks and controls of a stress protocol.', [], *(self.stress.parts() if self.stress else [none]))
     return [nav, *entropy, *rhythm, *function, *stress]
 
@@ -210,5 +248,5 @@ def demo_html(
     "The page of a demo."
     t = Story(run)
     last = t.function[-1]
-    said = [f"Of the untouched model's function {last['score']:.3f} is left by the score of function tracking (1 is all of it); {len(t.alarm.heads)} heads slide towards collapse" + (', and no alarm can be given with so few cycles.' if math.isnan(t.alarm.by_chance) else '.')]
+    said = [*t.gap(), f"{'At the last comparison, of' if t.unseen else 'Of'} the untouched model's function {last['score']:.3f} is left by the score of function tracking (1 is all of it); {len(t.alarm.heads)} heads slide towards collapse" + (', and no alarm can be given with so few cycles.' if math.isnan(t.alarm.by_chance) else '.')]
     return dashboard_html(t.cycles, 'plasticity_nb · a model watched while it adapts', said, t.parts())

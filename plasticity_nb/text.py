@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVAL_SHARE', 'CORPORA', 'Corpus', 'hash_share', 'eval_names', 'passages', 'word_runs', 'without_passages',
-           'python_docs', 'shakespeare', 'cut_document', 'from_files', 'from_datasets', 'load_text', 'Blocks',
-           'token_blocks']
+           'python_docs', 'shakespeare', 'cut_document', 'from_files', 'from_datasets', 'load_text', 'found_by',
+           'Blocks', 'token_blocks']
 
 # %% ../nbs/03_text.ipynb #e32e0d61
 import difflib, re, sys, tarfile
@@ -224,6 +224,14 @@ def load_text(
     if near := difflib.get_close_matches(str(source), CORPORA, cutoff=0.75):
         raise PlasticityError(f"there is no text called {str(source)!r}: did you mean {near[0]!r}?")
     return from_datasets(str(source))
+
+# %% ../nbs/03_text.ipynb #c6b7bb19
+def found_by(
+    x # name or path of a text or a model, or an object
+)->str: # what it can be found by again, from any folder; None for an object, which has no name
+    "The name of a text or a model, for a run that goes on later."
+    if not isinstance(x, (str,Path)): return None
+    return str(x) if str(x) in ('tiny','smollm2-135m',*CORPORA) or not (p := Path(x).expanduser()).exists() else str(p.absolute())
 
 # %% ../nbs/03_text.ipynb #4627f26c
 @dataclass(repr=False)

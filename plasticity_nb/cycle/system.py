@@ -7,7 +7,7 @@ __all__ = ['Arm', 'continuations', 'held_out_prompts', 'AdaptivePlasticitySystem
            'cycle_line', 'results_table']
 
 # %% ../../nbs/cycle/03_system.ipynb #bc26c4f1
-import copy, hashlib, json, math, os, shutil, sys, time, uuid, warnings
+import copy, hashlib, json, math, shutil, sys, time, uuid, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from ..fetch import file_sha256
 from ..metrics import active_heads, active_params, check_tokens, degeneration, efficiency, evaluate, perplexity_per_head
 from ..models import LM, as_lm, load_lm
 from ..runs import Run, digest_tensors, plain, to_json, write_whole
-from ..text import CORPORA, load_text, token_blocks
+from ..text import CORPORA, found_by, load_text, token_blocks
 
 # %% ../../nbs/cycle/03_system.ipynb #2c36349f
 class Arm:
@@ -518,11 +518,6 @@ def _begin(self:AdaptivePlasticitySystem, max_cycles, level, ratio):
     learning = to_json({k:o[k] for k in 'steps batch_size block_len learning_rate grown_rate growth unit refit fresh teacher'.split()} | dict(recipe=o['recipe'] or {}))
     self.who = dict(family=self.lm.model.config.model_type, parameters=sum(p.numel() for p in self.lm.model.parameters()), text=self.dataset, learning=learning)
     if o['strategy']=='adaptive': self.bandit = StrategyBandit(o['bandit'] or default_bandit(level, ratio), self.memory, **self.who, weights=self.score, seed=o['seed'])
-
-# %% ../../nbs/cycle/03_system.ipynb #1b3939ab
-def found_by(x): # what a model or text that was given can be found by again, from any folder
-    if not isinstance(x, (str,Path)): return None
-    return str(Path(x).expanduser().absolute()) if os.sep in str(x) and Path(x).expanduser().exists() else str(x)
 
 # %% ../../nbs/cycle/03_system.ipynb #bacc1445
 @patch

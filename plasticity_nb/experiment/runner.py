@@ -35,7 +35,7 @@ from .redistribution import flow_summary, profile, redistribution
 from ..metrics import active_heads, check_tokens, evaluate
 from ..models import LM, load_lm
 from ..runs import Run, digest_tensors, to_json, write_whole
-from ..text import load_text, token_blocks
+from ..text import found_by, load_text, token_blocks
 from ..tracking.recovery import LEAST, half_life, interval, interval_words, recovery_area, recovery_rate, zones
 from ..tracking.tracker import PlasticityTracker
 
@@ -673,8 +673,7 @@ class PlasticityExperiment:
         for n,x in dict(model_name=model_name, dataset=dataset).items():
             if not isinstance(x, (str,Path)): raise PlasticityError(f"{n} is a {type(x).__name__}, which no other process could load: give a name or a folder, saved with save_pretrained if need be")
         if odd := [n for n in sizes if n not in SIZES]: raise PlasticityError(f"an experiment has no setting {odd[0]!r}: choose from {', '.join(SIZES)}"+(', or give it to run_experiment' if odd[0] in Plan.__dataclass_fields__ else ''))
-        here = lambda x: str(p.absolute()) if (p := Path(x).expanduser()).exists() and x not in ('tiny','smollm2-135m') else str(x)
-        self.asked,self.output_dir,self.verbose = dict(model=here(model_name), dataset=here(dataset), device=device, **sizes),output_dir,verbose
+        self.asked,self.output_dir,self.verbose = dict(model=found_by(model_name), dataset=found_by(dataset), device=device, **sizes),output_dir,verbose
 
 # %% ../../nbs/experiment/02_runner.ipynb #f8a827f6
 @patch

@@ -584,7 +584,8 @@ def journal_findings(
     a,b,n = s.iloc[0],s.iloc[-1],len(s)
     said = [f"{n} look{'s'*(n>1)} at {len(head_table(frame))} heads; {int(b.open_heads)} are open at the last."]
     if n>1:
-        said.append(f"Mean normalized entropy of open heads: {a.normalized:.3f} → {b.normalized:.3f}; share of attention on the first token: {a['first']:.3f} → {b['first']:.3f}.")
+        t,g = head_table(frame),head_table(frame, 'gate'); both = t[(g.iloc[:,0]>0) & (g.iloc[:,-1]>0)]
+        said.append(f"Mean normalized entropy of open heads: {number(a.normalized)} → {number(b.normalized)}; of the {len(both)} that are open at both ends: {number(both.iloc[:,0].mean())} → {number(both.iloc[:,-1].mean())}. Share of attention on the first token: {number(a['first'])} → {number(b['first'])}.")
         if len(ch): said.append(f"Per head, the normalized entropy changed by {ch.change.abs().mean():.3f} on average; it fell in {int((ch.change<0).sum())} heads and rose in {int((ch.change>0).sum())}.")
         if len(sp): said.append(f"Specialisation: the spread between the heads of a layer went from {sp.start.mean():.3f} to {sp.end.mean():.3f} on average; it grows beyond chance in {int(sp.growing.sum())} of {len(sp)} layers.")
     return said + [f"{len(dead)} heads are dead, {len(low)} collapsed (normalized entropy below {config.collapse_below:g}).", str(alarm)]

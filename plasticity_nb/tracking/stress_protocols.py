@@ -448,8 +448,10 @@ class StressProtocolConfig:
 @patch
 def check(self:StressProtocolConfig)->StressProtocolConfig: # itself
     "Raise unless it can be done."
+    for n in ('protocol_type','experiment_name'):
+        if not isinstance(v := getattr(self, n), str | None): raise PlasticityError(f"{n} {v!r} is no name: give it as text")
     for n,kind in dict(tasks=str, seeds=int).items():
-        v = getattr(self, n); v = (v,) if isinstance(v, kind) else tuple(v or ())
+        v = getattr(self, n); v = tuple(v) if isinstance(v, (list, tuple, range)) else (v,)
         if not v or any(not isinstance(x, kind) or isinstance(x, bool) for x in v) or len(set(v))<len(v): raise PlasticityError(f"{n} {v!r} cannot be used: give {'names' if kind is str else 'whole numbers'}, at least one, each once")
         setattr(self, n, v)
     if min(self.seeds)<0 or max(self.seeds)>10**9: raise PlasticityError(f"seeds {self.seeds} are not all from 0 to a billion: give for instance (0, 1, 2)")
@@ -887,7 +889,7 @@ def figure(self:StressReport): # plotly figure
     "Every task over the steps, beside its controls."
     from plotly.subplots import make_subplots
     tasks,f,arms = self['tasks'],self.frame(),[a for a in ARMS if any(c['arm']==a for c in self['cells'])]
-    fig = make_subplots(1, len(tasks), subplot_titles=list(tasks), horizontal_spacing=.08)
+    fig = make_subplots(1, len(tasks), subplot_titles=[escape(t) for t in tasks], horizontal_spacing=.08)
     for k,t in enumerate(tasks, 1):
         for a in arms:
             own = f[(f.arm==a) & (f.task==t)]; each = [g for _,g in own.groupby('seed')]
@@ -908,7 +910,7 @@ def matrix_figure(self:StressReport): # plotly figure
     "What learning one task does to each: interference above 0, learning and transfer below."
     import plotly.graph_objects as go
     if self['protocol_type']!='task_alternation': raise PlasticityError(f"a {self['protocol_type']} has no interference matrix: look at figure() instead")
-    tasks,m = list(self['tasks']),self.interference_matrix()
+    tasks,m = [escape(t) for t in self['tasks']],self.interference_matrix()
     z = [[c['mean'] for c in row] for row in m]; top = max(abs(v) for row in z for v in row) or 1
     heat = go.Heatmap(z=z, x=tasks, y=tasks, zmin=-top, zmax=top, colorscale=SIGNED_SCALE, xgap=2, ygap=2, text=[[_shown(c).replace(' (', '<br>(') for c in row] for row in m], texttemplate='%{text}',
                       hovertemplate='learning %{y}: %{x} %{z:.3f} nats<extra></extra>', colorbar=dict(title=dict(text='nats per phase', side='right'), thickness=10, outlinewidth=0))
