@@ -10,6 +10,7 @@ __all__ = ['score_rows', 'pieces', 'attention_entropy', 'Gates', 'LayerGate', 'I
 # %% ../nbs/05_attention.ipynb #4cff6dc8
 import inspect
 from contextlib import contextmanager
+from operator import index
 
 import torch
 from fastcore.basics import patch
@@ -103,7 +104,9 @@ def check(self:Gates,
     pathways # of (layer, number)
 )->list: # the same, as tuples
     "Raise unless all of these have a gate."
-    found,rows = [tuple(p) for p in pathways],self.rows
+    rows = self.rows
+    try: found = [tuple(map(index, p)) for p in pathways]
+    except TypeError as e: raise PlasticityError(f"{pathways!r} names no {self.kind}s: give a list of (layer, {self.kind}), counted from 0") from e
     for p in found:
         if not (len(p)==2 and 0<=p[0]<len(rows) and rows[p[0]] is not None and 0<=p[1]<len(rows[p[0]])):
             raise PlasticityError(f"there is no {self.kind} {p} in {self.lm.name}: give (layer, {self.kind}), counted from 0{'' if self.kind=='head' else ', of a layer with a plain MLP'}")
