@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from .anatomy import base_attention, register_attention, route, unroute
 from .errors import PlasticityError
-from .models import as_lm
+from .models import as_lm, cache_name, cache_of
 
 # %% ../nbs/05_attention.ipynb #005f3a5e
 def score_rows(
@@ -372,6 +372,6 @@ def cache_gap(
 )->float: # largest difference of a logit, relative to the largest logit
     "How far the second half of a text, read from a cache, is from the text read at once."
     half = ids.shape[1]//2
-    past = model(input_ids=ids[:,:half], use_cache=True).past_key_values
-    y,whole = model(input_ids=ids[:,half:], past_key_values=past, use_cache=True).logits,model(input_ids=ids, use_cache=False).logits[:,half:]
+    past = cache_of(model(input_ids=ids[:,:half], use_cache=True))
+    y,whole = model(input_ids=ids[:,half:], use_cache=True, **{cache_name(model): past}).logits,model(input_ids=ids, use_cache=False).logits[:,half:]
     return ((y-whole).abs().max()/whole.abs().max()).item()

@@ -30,7 +30,7 @@ from ..dashboard import write_dashboard # it draws what a run folder says, and i
 from ..errors import NotFinite, PlasticityError
 from ..fetch import file_sha256
 from ..metrics import active_heads, active_params, check_tokens, degeneration, efficiency, evaluate, perplexity_per_head
-from ..models import LM, as_lm, load_lm
+from ..models import LM, as_lm, cache_of, load_lm
 from ..runs import Run, digest_tensors, plain, to_json, write_whole
 from ..text import CORPORA, found_by, load_text, token_blocks
 
@@ -483,7 +483,7 @@ def _cut(self:AdaptivePlasticitySystem):
         with self.run.checkpoint('compact') as folder: save_compact(small, folder)
     p = self._believe(load_lm(to, device=self.lm.device), self.r['best']['perplexity'])
     def size(lm):
-        with torch.no_grad(): past = lm.model(input_ids=self.eval.ids[:1].to(lm.device), use_cache=True).past_key_values
+        with torch.no_grad(): past = cache_of(lm.model(input_ids=self.eval.ids[:1].to(lm.device), use_cache=True))
         params = [q for q in lm.model.parameters()]
         return sum(q.numel() for q in params),sum(q.nbytes for q in params),cache_bytes(past)
     (n0,b0,c0),(n1,b1,c1) = size(self.lm),size(small)
