@@ -512,7 +512,8 @@ def learn(
 )->Learned: # loss of each step, nats per token, and more
     "Train a model, heads that come back at their own rate."
     check_trainable(inst)
-    ids,held,grown,gates = token_ids(ids, 'training text'),None if held is None else token_ids(held, 'held-out text'),inst.check(grown),inst.check(gates)
+    ids = ids if hasattr(ids, 'batches') else token_ids(ids, 'training text') # a `Lesson` of a stress protocol gives its batches itself
+    held,grown,gates = None if held is None else token_ids(held, 'held-out text'),inst.check(grown),inst.check(gates)
     r = recipe_of(lr=lr, batch_size=batch_size, grown_rate=grown_rate, warmup=warmup, seed=seed, mixed_precision=mixed_precision, **kwargs).check(steps, held)
     if both := set(grown) & set(gates): raise PlasticityError(f"the gate of head {min(both)} cannot be opened by schedule and be learned: name it once")
     teacher = None if teacher is None else Teacher(teacher, ids, inst.lm)
