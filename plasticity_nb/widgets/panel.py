@@ -148,10 +148,10 @@ class Panel:
 # %% ../../nbs/widgets/00_panel.ipynb #4f3750a8
 @patch
 def show(self:Panel,
-    *children # widgets, from top to bottom
+    *children # widgets, from top to bottom; `said`, where the messages shall stand
 )->Panel: # itself
-    "Fill the box; the messages stand below."
-    self.box.children = [HTML(panel_css()), self.theme, *children, self.said]
+    "Fill the box; the messages stand below, unless they are among the widgets."
+    self.box.children = [HTML(panel_css()), self.theme, *children, *([] if any(c is self.said for c in children) else [self.said])]
     return self
 
 @patch
