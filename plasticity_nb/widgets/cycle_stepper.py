@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEP_PHASES', 'HAND', 'STEPPER_CSS', 'WAITS', 'StateStore', 'StepPoint', 'check_system', 'CycleStepper',
-           'fresh_cycle', 'Stopped', 'hand_control', 'hand_sentence', 'state_sign', 'phase_mark', 'of_one_kind']
+           'fresh_cycle', 'Stopped', 'hand_control', 'hand_sentence', 'live_title', 'state_sign', 'phase_mark',
+           'of_one_kind']
 
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #3a3dab82
 import copy, math, shutil, tempfile, threading, time, uuid
@@ -25,7 +26,7 @@ from ..cycle.grow import GROWTH, check_slots, choose_growth, grow_heads
 from ..cycle.memory import outcome_score
 from ..cycle.prune import STRATEGIES, Vault, check_share, find_strategy, importance, lowest, mean_entropy, prune_heads, random_importance
 from ..cycle.system import AdaptivePlasticitySystem, Arm, continuations
-from ..dashboard import figure_title, number, percent, write_dashboard
+from ..dashboard import number, percent, write_dashboard
 from ..errors import PlasticityError
 from ..look import GATE_SCALE, LINES, PAGE, STATES, common_scale, head_map, recolour, template
 from ..metrics import active_heads, eval_mode, evaluate
@@ -490,7 +491,14 @@ def digest(self:CycleStepper)->dict: # role -> 64 hex digits
     "Everything that the arms hold, in numbers that differ if a bit does."
     return {r:digest_tensors(a.state()) for r,a in self.system.arms.items()}
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #99b7c7c1
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #48ae4fce
+def live_title(
+    text:str, # first line
+    below:str # second, quieter
+)->dict: # `title` of a plotly layout
+    "A title that may change while it is looked at: plotly moves the subtitle of its own when it is exchanged."
+    return dict(text=f'<b>{text}</b><br><span style="font-size:12px;color:{PAGE["muted"][0]}">{below}</span>', x=0, xref='paper', y=1, yref='container', yanchor='top', pad_t=10, font_size=15)
+
 @patch
 def _marks(self:CycleStepper): # what the map says of the cycle: pruned, revived, growing; of the last one, if nothing was done since
     b,now = self.book,self.book['now']
@@ -507,14 +515,16 @@ def map_figure(self:CycleStepper
 )->go.Figure:
     "The heads as they are: open or closed, and what this cycle did."
     pruned,revived,growing,g = self._marks(); heads = self.system.lm.anatomy.heads
-    fig = head_map([g[l,:n].tolist() for l,n in enumerate(heads)], pruned, revived, 'Heads')
+    fig = head_map([g[l,:n].tolist() for l,n in enumerate(heads)], pruned, revived, 'Heads', 'gate')
     size = fig.data[1].marker.size
     mark = lambda hs,name,**m: go.Scatter(x=[l for l,_ in hs] or [None], y=[h for _,h in hs] or [None], mode='markers', name=name, hoverinfo='skip', marker=m)
     s = STATES['growing']
     fig.add_traces([mark(growing, 'growing', symbol=s.symbol, color=s.color, size=size, line=dict(width=.7, color='white')),
                     mark([self.selected] if self.selected else [], 'selected', symbol='square-open', color=PAGE['ink'][0], size=size*1.9, line=dict(width=2.5, color=PAGE['ink'][0]))])
-    said = ' · '.join(state_sign(k, n) for k,n in dict(alive=int((g!=0).sum()), pruned=len(pruned), revived=len(revived), growing=len(growing)).items() if n or k=='alive')
-    return fig.update_layout(title=dict(subtitle_text=f'{said} of {sum(heads)}'.replace(' open', f' of {sum(heads)} open').removesuffix(f' of {sum(heads)}')))
+    n = int((g!=0).sum())
+    said = ' · '.join(state_sign(k, n) for k,n in dict(alive=f'{n} of {sum(heads)}', pruned=len(pruned), revived=len(revived), growing=len(growing)).items() if n)
+    fig.layout.title = live_title('Heads', said)
+    return fig.update_layout(height=max(400, fig.layout.height), margin=dict(t=66, l=44, r=8, b=44))
 
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #8fa152f6
 HAND = dict(color=PAGE['ink'][0], symbol='hexagram', sign='✶') # how a change by hand is drawn
@@ -549,7 +559,7 @@ def curves_figure(self:CycleStepper
     fig.add_traces([self._curve(seen, 'study', 'active_heads')], rows=2, cols=1)
     signs = ' · '.join(f'<span style="color:{c}">{s}</span> {p}' for p in ('prune','grow',*(['refit'] if self.system.asked['refit'] else []),'learn','hand') for _,c,s in [phase_mark(p)])
     n,total = max(len(seen), 5),sum(self.system.lm.anatomy.heads)
-    fig.update_layout(template=template(), height=430, title=figure_title('Perplexity of held-out text, and open heads', 'after '+signs.replace(' hand', ' a head by hand')), margin=dict(l=56, r=12, t=70, b=84),
+    fig.update_layout(template=template(), height=max(400, 140+22*max(self.system.lm.anatomy.heads)), title=live_title('Perplexity of held-out text, and open heads', 'after '+signs.replace(' hand', ' a head by hand')), margin=dict(l=56, r=12, t=66, b=84),
         yaxis=dict(title='perplexity', zeroline=False), yaxis2=dict(title='open heads', range=[0, total*1.1], zeroline=False))
     every = max(1, math.ceil(len(seen)/10))
     fig.update_xaxes(range=[-.4, n-.6], showgrid=False, zeroline=False, tickvals=list(range(0, len(seen), every)), ticktext=['start' if p=='start' else f"{t.split(',')[0].removeprefix('cycle ')} {'by hand' if p=='hand' else p}" for p,t,_,_ in seen[::every]])
@@ -565,7 +575,7 @@ def head_figure(self:CycleStepper,
     fig = make_subplots(1, 2, column_widths=[.5, .5], horizontal_spacing=.12)
     fig.add_traces([*self._histories(h), self._attention_map(h)], rows=1, cols=[1, 1, 2])
     title = f'Layer {h[0]}, head {h[1]}' if h else 'No head is selected'
-    fig.update_layout(template=template(), height=340, margin=dict(l=56, r=12, t=70, b=70), title=figure_title(title, 'left: entropy of its attention after each state · right: where it looks in a held-out text' if h else 'click one on the map, or choose its layer and number'),
+    fig.update_layout(template=template(), height=340, margin=dict(l=56, r=12, t=66, b=70), title=live_title(title, 'left: how widely it looks, state by state · right: where it looks' if h else 'click one on the map, or choose its layer and number'),
         xaxis=dict(title='state', showgrid=False, zeroline=False, tickmode='array', tickvals=list(range(len(self.points))), ticktext=[str(i) for i in range(len(self.points))], range=[-.4, max(len(self.points), 5)-.6]), yaxis=dict(title='entropy, nats', zeroline=False),
         xaxis2=dict(title='token it looks at', showgrid=False, zeroline=False, showticklabels=False), yaxis2=dict(title='token', autorange='reversed', showgrid=False, zeroline=False, showticklabels=False))
     return fig
@@ -621,10 +631,10 @@ def table(self:CycleStepper): # DataFrame, one row per state that Undo can go ba
     return pd.DataFrame([row(p) for p in self.points])
 
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #91c6f757
-STEPPER_CSS = """<style>.plasticity-steps{gap:10px;flex-flow:row wrap;align-items:stretch}.plasticity-card{background:var(--panel);border-radius:6px;padding:8px 10px;gap:2px;flex:1 1 168px;min-width:168px;border-top:3px solid var(--grid)}
+STEPPER_CSS = """<style>.plasticity-steps{gap:10px;flex-flow:row wrap;align-items:stretch}.plasticity-card{background:var(--panel);border-radius:6px;padding:8px 10px;gap:2px;flex:1 1 150px;min-width:150px;box-sizing:border-box;border-top:3px solid var(--grid)}
 .plasticity-card.turn{border-top-color:var(--alive)}.plasticity-card button{width:calc(100% - 4px);font-weight:600}.plasticity-card .widget-label{color:var(--muted)}.plasticity-card .plasticity-note{color:var(--muted);font-size:.9em;line-height:1.35}
 .plasticity-steps .jupyter-button{background:var(--grid);color:var(--ink)}.plasticity-steps .jupyter-button.go:not(:disabled){background:var(--alive);color:var(--paper)}.plasticity-steps .jupyter-button:disabled{opacity:.5}
-.plasticity-steps select,.plasticity-steps input{background:var(--paper);color:var(--ink);border-color:var(--grid)}.plasticity-fig{flex:1 1 430px;min-width:min(430px,100%);overflow:hidden}.plasticity-side{flex:1 1 250px;min-width:230px}
+.plasticity-steps select,.plasticity-steps input{background:var(--paper);color:var(--ink);border-color:var(--grid)}.plasticity-fig{flex:2 1 350px;min-width:min(350px,100%);overflow:hidden}.plasticity-side{flex:1 1 210px;min-width:200px}
 .plasticity-panel .plasticity-next{padding:2px 6px;color:var(--muted)}.plasticity-next b{color:var(--ink)}.plasticity-side li{margin:0 0 .25em;line-height:1.4}.plasticity-side ul{margin:.2em 0 .4em;padding-left:1.1em}</style>"""
 
 WAITS = dict(prune='Prune begins the next cycle, after Learn', measure='Measure follows Prune', grow='Grow follows Measure', learn='Learn follows Grow')
@@ -642,8 +652,8 @@ def _inputs(self:CycleStepper):
     self.steps = IntText(o['steps'], description='steps', tooltip='training steps, of every arm', **wide)
     self.cycles = IntText(1, description='cycles', tooltip='to the end of this cycle and so many less one more', **wide)
     heads = self.system.lm.anatomy.heads
-    self.layer = Dropdown(options=[('–', None), *((str(l), l) for l in range(len(heads)))], description='layer', tooltip='layer of the selected head', **wide)
-    self.head = Dropdown(options=[('–', None), *((str(h), h) for h in range(max(heads)))], description='head', tooltip='number of the selected head in its layer', **wide)
+    self.layer = Dropdown(options=[('none', None), *((str(l), l) for l in range(len(heads)))], description='layer', tooltip='layer of the selected head', **wide)
+    self.head = Dropdown(options=[('none', None), *((str(h), h) for h in range(max(heads)))], description='head', tooltip='number of the selected head in its layer', **wide)
     self.states = Select(options=[], rows=8, tooltip='states to go back to', layout=dict(width='100%'))
     self.bar = IntProgress(0, 0, 0, layout=dict(width='100%', height='8px', visibility='hidden'), style=dict(bar_color=STATES['alive'].color))
 
