@@ -9,6 +9,7 @@ __all__ = ['LIGHT', 'DRAWING', 'PANEL_CSS', 'PANELS', 'Theme', 'LiveFigure', 'dr
 # %% ../../nbs/widgets/00_panel.ipynb #b6a722ee
 import threading, time, traceback, weakref
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import wraps
 from html import escape
 
@@ -43,17 +44,26 @@ class Theme(anywidget.AnyWidget):
 # %% ../../nbs/widgets/00_panel.ipynb #0c55f1aa
 class LiveFigure(go.FigureWidget):
     "A figure in a notebook that can be changed while it is looked at."
-    _whole = False
+    _whole = _drawn = False
     def __init__(self,
         fig:go.Figure, # with all its data and layout
         **config # of plotly.js
     ):
         super().__init__(fig)
         self._config,self._whole = self._config | dict(displaylogo=False, responsive=True) | config,True
+        self.observe(lambda c: c.new and setattr(self, '_drawn', True), '_js2py_traceDeltas') # what a browser answers when it has drawn
         self.open()
 
     def open(self):
         if self._whole: super().open()
+
+def _kept_whole(send): # a change is a message, which a browser that is still loading plotly does not hear; what it draws in the end is the state
+    def f(self, *args, **kwargs):
+        getattr(go.FigureWidget, send)(self, *args, **kwargs)
+        if self._whole and not self._drawn: self._widget_layout,self._widget_data = deepcopy(self._layout_obj._props),deepcopy(self._data)
+    return f
+
+for send in ('relayout','restyle','addTraces','moveTraces','update','deleteTraces'): setattr(LiveFigure, f'_send_{send}_msg', _kept_whole(f'_send_{send}_msg'))
 
 # %% ../../nbs/widgets/00_panel.ipynb #b4cb46ed
 LIGHT = {v: k for k, v in DARK.items()}
