@@ -30,7 +30,7 @@ from ..dashboard import write_dashboard # it draws what a run folder says, and i
 from ..errors import NotFinite, PlasticityError
 from ..fetch import file_sha256
 from ..metrics import active_heads, active_params, check_tokens, degeneration, efficiency, evaluate, perplexity_per_head
-from ..models import LM, as_lm, load_lm
+from ..models import LM, as_lm, cache_of, load_lm
 from ..runs import Run, digest_tensors, plain, to_json, write_whole
 from ..text import CORPORA, found_by, load_text, token_blocks
 
@@ -188,7 +188,9 @@ def _options(self:AdaptivePlasticitySystem):
     "Check what needs no model."
     o = self.asked
     for name,least in dict(block_len=3, batch_size=1, calibration_blocks=1, eval_blocks=1, samples=1, steps=0).items():
-        if not isinstance(v := o[name], int) or v<least: raise PlasticityError(f"{name} {v} is {'too small' if isinstance(v, int) else 'not a whole number'}: give at least {least}")
+        if type(v := o[name]) is not int or v<least: raise PlasticityError(f"{name} {v} is {'too small' if type(v) is int else 'not a whole number'}: give at least {least}")
+    for name in ('controls','refit','fresh','teacher','compact'):
+        if not isinstance(v := o[name], bool): raise PlasticityError(f"{name} {v!r} is neither True nor False: give one of them")
     if not isinstance(o['seed'], int) or abs(o['seed'])>10**9: raise PlasticityError(f"seed {o['seed']} is not a whole number of at most a billion: give for instance 0")
     for name in ('learning_rate','grown_rate','quality_bound'):
         v = o[name]
@@ -201,12 +203,13 @@ def _options(self:AdaptivePlasticitySystem):
     if o['bandit'] and o['strategy']!='adaptive': raise PlasticityError(f"a bandit chooses nothing where the strategy is {o['strategy']}: leave it out, or give strategy='adaptive'")
     for s in o['bandit'].strategies if o['bandit'] else [] if o['strategy']=='adaptive' else [o['strategy']]: find_strategy(s)
     for name,known in dict(growth=GROWTH, unit=UNITS).items():
-        if o[name] not in known: raise PlasticityError(f"{name} {o[name]!r} is not known: choose one of {', '.join(known)}")
+        if o[name] not in [*known]: raise PlasticityError(f"{name} {o[name]!r} is not known: choose one of {', '.join(known)}")
 
 @patch
 def _how_to_learn(self:AdaptivePlasticitySystem):
     "The recipe, what an outcome is worth, and where outcomes are kept."
     o = self.asked; fixed,more = {'lr','batch_size','grown_rate','seed'},o['recipe'] or {}
+    if not isinstance(more, dict): raise PlasticityError(f"the recipe is a {type(more).__name__}: give a dict, such as dict(schedule='cosine')")
     for k in more:
         if k in fixed or k not in Recipe.__dataclass_fields__: raise PlasticityError(f"the recipe has no {k!r} that could be given here: choose from {', '.join(f for f in Recipe.__dataclass_fields__ if f not in fixed)}")
     if more.get('patience'): raise PlasticityError("a cycle learns for as many steps as its controls: leave patience out of the recipe")
@@ -480,7 +483,7 @@ def _cut(self:AdaptivePlasticitySystem):
         with self.run.checkpoint('compact') as folder: save_compact(small, folder)
     p = self._believe(load_lm(to, device=self.lm.device), self.r['best']['perplexity'])
     def size(lm):
-        with torch.no_grad(): past = lm.model(input_ids=self.eval.ids[:1].to(lm.device), use_cache=True).past_key_values
+        with torch.no_grad(): past = cache_of(lm.model(input_ids=self.eval.ids[:1].to(lm.device), use_cache=True))
         params = [q for q in lm.model.parameters()]
         return sum(q.numel() for q in params),sum(q.nbytes for q in params),cache_bytes(past)
     (n0,b0,c0),(n1,b1,c1) = size(self.lm),size(small)

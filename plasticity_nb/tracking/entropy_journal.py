@@ -7,8 +7,9 @@ __all__ = ['SCHEMA', 'HEAD_MEASURES', 'JOURNAL_COLUMNS', 'ENTROPY_SCALE', 'token
            'head_numbers', 'one_batch', 'token_batches', 'listener', 'padding_args', 'look_at_heads',
            'read_entropy_journal', 'journal_frame', 'EntropyJournalConfig', 'EntropyJournal', 'head_values',
            'one_experiment', 'head_table', 'look_names', 'look_ticks', 'gate_events', 'inversion_tail', 'trends',
-           'Alarm', 'latest', 'entropy_alarm', 'head_looks_figure', 'dead_heads', 'collapsed_heads', 'specialisation',
-           'look_statistics', 'head_changes', 'journal_findings', 'report_tables', 'report_cell']
+           'Alarm', 'latest', 'entropy_alarm', 'head_looks_figure', 'entropy_figure', 'gate_figure', 'dead_heads',
+           'collapsed_heads', 'specialisation', 'look_statistics', 'head_changes', 'journal_findings', 'report_tables',
+           'report_cell']
 
 # %% ../../nbs/tracking/01_entropy_journal.ipynb #45d5bdd4
 import hashlib, inspect, math, re, time, weakref
@@ -517,25 +518,37 @@ def slug(self:EntropyJournal)->str: # how files of the experiment begin
     return re.sub(r'[^\w.-]+', '-', str(self.config.experiment_name)).strip('-.') or 'experiment'
 
 
-@patch
-def visualize_entropy_evolution(self:EntropyJournal)->go.Figure: # also written as <experiment>_entropy.html
+def entropy_figure(
+    frame # of one experiment
+)->go.Figure: # two panels
     "How the normalized entropy of every head changes, and the middle of all open heads."
-    f = one_experiment(self.frame())
+    f = one_experiment(frame)
     t = head_table(f).where(head_table(f, 'gate')>0)
     low,mid,high = (t.quantile(q).tolist() for q in (.25, .5, .75)); x,c = list(range(t.shape[1])),LINES['random'].color
     text = [escape(n) for n in look_names(f)]
     above = [go.Scatter(x=x+x[::-1], y=high+low[::-1], fill='toself', fillcolor=c, opacity=.22, line_width=0, mode='lines', hoverinfo='skip', name='middle half of open heads'),
              go.Scatter(x=x, y=mid, mode='lines+markers', line=dict(color=c, width=2), text=text, hovertemplate='look %{text}<br>median %{y:.3f}<extra></extra>', name='median')]
-    return self._write(head_looks_figure(f, 'normalized', 'normalized entropy', ENTROPY_SCALE, (0, 1), above, dict(title='normalized<br>entropy'), 'How widely each head looks',
-        '0: at one token, 1: at all tokens alike; closed heads are left out'), 'entropy')
+    return head_looks_figure(f, 'normalized', 'normalized entropy', ENTROPY_SCALE, (0, 1), above, dict(title='normalized<br>entropy'), 'How widely each head looks',
+        '0: at one token, 1: at all tokens alike; closed heads are left out')
+
+def gate_figure(
+    frame # of one experiment
+)->go.Figure: # two panels
+    "How the gate of every head changes, and how many are open."
+    f = one_experiment(frame)
+    n,c,text = (head_table(f, 'gate')>0).sum().tolist(),STATES['alive'].color,[escape(x) for x in look_names(f)]
+    above = [go.Scatter(x=list(range(len(n))), y=n, mode='lines+markers', line=dict(color=c, width=2, shape='hv'), text=text, hovertemplate='look %{text}<br>%{y} open<extra></extra>', name='open heads')]
+    return head_looks_figure(f, 'gate', 'gate', GATE_SCALE, (0, 1), above, dict(title='open heads', rangemode='tozero'), 'Which heads are open', '0: closed, 1: open')
+
+@patch
+def visualize_entropy_evolution(self:EntropyJournal)->go.Figure: # also written as <experiment>_entropy.html
+    "The entropy of every head, look by look."
+    return self._write(entropy_figure(self.frame()), 'entropy')
 
 @patch
 def visualize_gate_evolution(self:EntropyJournal)->go.Figure: # also written as <experiment>_gates.html
-    "How the gate of every head changes, and how many are open."
-    f = one_experiment(self.frame())
-    n,c,text = (head_table(f, 'gate')>0).sum().tolist(),STATES['alive'].color,[escape(x) for x in look_names(f)]
-    above = [go.Scatter(x=list(range(len(n))), y=n, mode='lines+markers', line=dict(color=c, width=2, shape='hv'), text=text, hovertemplate='look %{text}<br>%{y} open<extra></extra>', name='open heads')]
-    return self._write(head_looks_figure(f, 'gate', 'gate', GATE_SCALE, (0, 1), above, dict(title='open heads', rangemode='tozero'), 'Which heads are open', '0: closed, 1: open'), 'gates')
+    "The gate of every head, look by look."
+    return self._write(gate_figure(self.frame()), 'gates')
 
 # %% ../../nbs/tracking/01_entropy_journal.ipynb #33bb0876
 def dead_heads(
