@@ -122,10 +122,28 @@ DRAW_JS = '''function plasticityDraw(box){
   if(!window.Plotly){ if(document.readyState!=='complete') addEventListener('load',()=>plasticityDraw(box),{once:true}); return; }
   const dark=%s, spec=box.querySelector('script').textContent, gd=box.appendChild(document.createElement('div'));
   let now=null;
+  const fold=(text,room)=>{ // lines of a text, at most so many letters in each
+    const lines=[]; let n=room;
+    for(const w of text.match(/(?:<[^>]*>|[^\\s<])+/g)||[]){
+      const k=w.replace(/<[^>]*>/g,'').replace(/&\\w+;/g,'x').length;
+      if(n+k>=room&&n){ lines.push(w); n=k; } else { lines[lines.length-1]+=' '+w; n+=k+1; }
+    }
+    return lines;
+  };
+  const fit=layout=>{ // titles that are wider than the figure get more lines, and the figure the height for them
+    const m=Object.assign({l:80,t:100},((layout.template||{}).layout||{}).margin,layout.margin), room=box.clientWidth-m.l-12, t=layout.title||{};
+    for(const [o,letter] of [[t,8.4],[t.subtitle||{},6.4]]){
+      const lines=o.text&&room>0?fold(o.text,room/letter):[];
+      if(lines.length<2) continue;
+      o.text=lines.join('<br>'); m.t+=17*(lines.length-1); layout.margin=m;
+      if(layout.height) layout.height+=17*(lines.length-1);
+    }
+  };
   const draw=()=>{
     const [r,g,b]=getComputedStyle(box).color.match(/[\\d.]+/g).map(Number), night=.299*r+.587*g+.114*b>140;
     if(night===now) return; now=night;
     const text=night?spec.replace(new RegExp(Object.keys(dark).join('|'),'g'),c=>dark[c]):spec, fig=JSON.parse(text);
+    fit(fig.layout);
     fig.config={responsive:true,displaylogo:false,modeBarButtonsToRemove:['select2d','lasso2d','autoScale2d']};
     Plotly.purge(gd); Plotly.newPlot(gd,fig); box.dataset.drawn=night?'dark':'light';
   };
