@@ -233,10 +233,10 @@ def head_map(
 def _controls(names, prefix, ms):
     "Play button and slider below a figure."
     go_to = lambda to,ms,**k: [to, dict(mode='immediate', transition=dict(duration=0), frame=dict(duration=ms, redraw=True), **k)]
-    quiet = dict(bgcolor=PAGE['panel'][0], bordercolor=PAGE['grid'][0], y=0, yanchor='top')
-    slider = dict(quiet, active=0, x=.16, len=.84, pad=dict(t=62), ticklen=0, minorticklen=0, activebgcolor=STATES['growing'].color, font=dict(color='rgba(0,0,0,0)', size=1),
+    quiet = dict(bgcolor=PAGE['panel'][0], bordercolor=PAGE['muted'][0], x=0, xanchor='left', y=0, yanchor='top')
+    slider = dict(quiet, active=0, len=1, pad=dict(t=62, l=60, r=4), ticklen=0, minorticklen=0, activebgcolor=STATES['growing'].color, font=dict(color='rgba(0,0,0,0)', size=1),
         currentvalue=dict(prefix=prefix, font=dict(size=12, color=PAGE['muted'][0])), steps=[dict(method='animate', label=escape(n), args=go_to([n], 0)) for n in names])
-    play = dict(quiet, type='buttons', showactive=False, x=0, xanchor='left', pad=dict(t=66), buttons=[dict(label='▶', method='animate', args=go_to(None, ms, fromcurrent=False))])
+    play = dict(quiet, type='buttons', showactive=False, pad=dict(t=66), buttons=[dict(label='▶', method='animate', args=go_to(None, ms, fromcurrent=False))])
     return dict(sliders=[slider], updatemenus=[play])
 
 def film(
