@@ -2,7 +2,8 @@
 import pytest
 from browser import jupyterlab, run_all, voila
 
-CELL = '''from plasticity_nb.widgets.panel import *
+CELL = '''from plasticity_nb.errors import PlasticityError
+from plasticity_nb.widgets.panel import *
 from plasticity_nb.look import STATES, template
 from ipywidgets import Button, HTML
 import plotly.graph_objects as go
