@@ -5,12 +5,14 @@ Both builders get the same folder, _proc: the notebooks as nbdev prepares them, 
 * with links to this site's pages relative, so that they work wherever the site lies,
 * with figures drawn from their data by one plotly.js that is a file of the site.
 """
-import json, os, re, shutil, subprocess, sys
+import ast, json, os, re, shutil, subprocess, sys
 from importlib import import_module
 from pathlib import Path
 
+from execnb.nbio import mk_cell
 from execnb.shell import CaptureShell
-from nbdev.processors import FilterDefaults, exec_show_docs
+from nbdev.process import Processor
+from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs
 
 root = Path(__file__).resolve().parent.parent
 
@@ -29,8 +31,30 @@ class ShowDocs(exec_show_docs):
 
     def end(self): pass
 
+def constants(source, most=12):
+    "The public names that exported `source` assigns, each with a heading, what its comment says, and at most `most` lines of its value."
+    lines, parts = source.splitlines(), []
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and n.id[0] != '_']
+        if not names: continue
+        code = lines[node.lineno-1:node.end_lineno]
+        said = lines[node.end_lineno].removeprefix('#:').strip() if lines[node.end_lineno:] and lines[node.end_lineno].startswith('#:') else ''
+        code = '\n'.join(code[:most] + [f'# and {len(code)-most} more lines']*(len(code) > most))
+        parts.append('\n\n'.join(f'### {n} {{#{n}}}' for n in names) + f'\n\n{said}\n\n```python\n{code}\n```')
+    return '\n\n'.join(parts)
+
+class ShowConstants(Processor):
+    "After an exported cell: its constants, which nbdev shows as little as it shows the cell."
+    def begin(self):
+        for i, cell in reversed(list(enumerate(self.nb.cells))):
+            if cell.cell_type == 'code' and cell.directives_.keys() & {'export', 'exports'} and (text := constants(cell.source)):
+                self.nb.cells.insert(i+1, mk_cell(text, 'markdown'))
+
 class Filter(FilterDefaults):
-    def base_procs(self): return [ShowDocs if p is exec_show_docs else p for p in super().base_procs()]
+    def base_procs(self):
+        procs = [ShowDocs if p is exec_show_docs else p for p in super().base_procs()]
+        return procs[:(after := procs.index(add_show_docs)+1)] + [ShowConstants] + procs[after:]
 
 def page_name(name): return re.sub(r'^\d+[a-z0-9]*_', '', name, flags=re.I)
 

@@ -198,6 +198,11 @@ class Generation:
 
     def close(self): # stop here; the model is what it was
         self._steps.close()
+    @property
+    def written(self)->bool: # the last token is there; the model is given back when the next one is asked for, or by `close`
+        return bool(self.steps) and not self._goes_on(len(self.steps)-1)
+    @property
+    def closed(self)->bool: return self._steps.gi_frame is None # the model was given back
     def __enter__(self): return self
     def __exit__(self, *exc): self.close()
     def __del__(self): self.close()
@@ -246,7 +251,9 @@ def _record(self:Generation, step):
 @patch
 def _attach(self:Generation, stack):
     r,c,B = self.rcg,self.rcg.config,len(self.prompt)
-    if (other := WRITING.get(r.lm.model, lambda: None)()) is not None: other.close() # a text that was left in the middle
+    other = WRITING.get(r.lm.model, lambda: None)()
+    if other is not None and other._steps.gi_running: raise PlasticityError(f"another text is being written on {r.lm.name} at this moment: pause or close it first")
+    if other is not None: other.close() # a text that was left in the middle
     WRITING[r.lm.model] = weakref.ref(self)
     stack.callback(self.decoder.again) # its cache is large
     while r.run and r.path('trace').exists(): r.number += 1 # of an earlier text

@@ -7,8 +7,8 @@ __all__ = ['STEP_PHASES', 'HAND', 'STEPPER_CSS', 'WAITS', 'StateStore', 'StepPoi
            'fresh_cycle', 'Stopped', 'hand_control', 'hand_sentence', 'live_title', 'state_sign', 'phase_mark',
            'of_one_kind']
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #7b3b2d78
-import copy, math, tempfile, threading, time, uuid
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #6f3113c1
+import copy, math, tempfile, time, uuid
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -109,7 +109,7 @@ class CycleStepper(Panel):
         self.ends += [a.inst.remove for a in self.system.arms.values()]
         self.store,self.points,self.events,self.undone,self.selected = StateStore(),[],[],0,None
         self.ends.append(self.store.close)
-        self.budget,self.pen,self.pattern,self.worth,self.deaf = Budget(),threading.RLock(),None,None,''
+        self.budget,self.pattern,self.worth,self.deaf = Budget(),None,None,''
         self.book = dict(cycle=1, next='prune', now=fresh_cycle(), cycles=[])
         self._build()
         self.work(self._open)
@@ -581,8 +581,8 @@ def curves_figure(self:CycleStepper
     fig.add_traces([self._curve(seen, 'study', 'active_heads')], rows=2, cols=1)
     signs = ' · '.join(f'<span style="color:{c}">{s}</span> {p}' for p in ('prune','grow',*(['refit'] if self.system.asked['refit'] else []),'learn','hand') for _,c,s in [phase_mark(p)])
     n,total = max(len(seen), 5),sum(self.system.lm.anatomy.heads)
-    fig.update_layout(template=template(), height=max(400, 140+22*max(self.system.lm.anatomy.heads)), title=live_title('Perplexity of held-out text, and open heads', 'after '+signs.replace(' hand', ' a head by hand')), margin=dict(l=56, r=12, t=74, b=84),
-        yaxis=dict(title='perplexity', zeroline=False), yaxis2=dict(title='open heads', range=[0, total*1.1], zeroline=False))
+    fig.update_layout(template=template(), height=max(400, 140+22*max(self.system.lm.anatomy.heads)), title=live_title('Perplexity and open heads', 'after '+signs.replace(' hand', ' a head by hand')), margin=dict(l=56, r=12, t=74, b=84),
+        yaxis=dict(title='perplexity, held-out text', zeroline=False), yaxis2=dict(title='open heads', range=[0, total*1.1], zeroline=False))
     every = max(1, math.ceil(len(seen)/10))
     fig.update_xaxes(range=[-.4, n-.6], showgrid=False, zeroline=False, tickvals=list(range(0, len(seen), every)), ticktext=['start' if p=='start' else f"{t.split(',')[0].removeprefix('cycle ')} {'by hand' if p=='hand' else p}" for p,t,_,_ in seen[::every]])
     return fig
@@ -597,7 +597,7 @@ def head_figure(self:CycleStepper,
     fig = make_subplots(1, 2, column_widths=[.5, .5], horizontal_spacing=.12)
     fig.add_traces([*self._histories(h), self._attention_map(h)], rows=1, cols=[1, 1, 2])
     title = f'Layer {h[0]}, head {h[1]}' if h else 'No head is selected'
-    fig.update_layout(template=template(), height=340, margin=dict(l=56, r=12, t=74, b=70), title=live_title(title, 'left: how widely it looks, state by state · right: where it looks' if h else 'click one on the map, or choose its layer and number'),
+    fig.update_layout(template=template(), height=340, margin=dict(l=56, r=12, t=74, b=70), title=live_title(title, 'how widely it looks, state by state · where it looks' if h else 'click one on the map, or choose one beside'),
         xaxis=dict(title='state', showgrid=False, zeroline=False, tickmode='array', tickvals=list(range(len(self.points))), ticktext=[str(i) for i in range(len(self.points))], range=[-.4, max(len(self.points), 5)-.6]), yaxis=dict(title='entropy, nats', zeroline=False),
         xaxis2=dict(title='token it looks at', showgrid=False, zeroline=False, showticklabels=False), yaxis2=dict(title='token', autorange='reversed', showgrid=False, zeroline=False, showticklabels=False))
     return fig
@@ -667,11 +667,11 @@ STEPPER_CSS = """<style>.plasticity-stepper{container-type:inline-size;width:100
 WAITS = dict(prune='Prune begins the next cycle, after Learn', measure='Measure follows Prune', grow='Grow follows Measure', learn='Learn follows Grow')
 #: Why a phase is not enabled
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #82e146c6
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #0101790b
 @patch
 def _inputs(self:CycleStepper):
     "Everything that takes a value."
-    o,wide = self.system.asked,dict(layout=dict(width='100%'), style=dict(description_width='54px'))
+    o,wide = self.system.asked,dict(layout=dict(width='100%'), style=dict(description_width='62px'))
     own = o['strategy'] if o['strategy'] in STRATEGIES else 'irreplaceable'
     self.strategy = Dropdown(options=list(STRATEGIES), value=own, description='strategy', tooltip='how heads are chosen that close', **wide)
     self.level = FloatText(.2, step=.05, description='level', tooltip='share of the open heads that close, 0 to 1', **wide)
@@ -747,7 +747,7 @@ def _take(self:CycleStepper, **given):
 def _put(self:CycleStepper, w, fig):
     "The data and titles of a new figure go into one that a browser shows; only what differs is sent."
     new = pio.from_json(recolour(fig.to_json())) if self.theme.night else fig
-    with self.pen, drawing(w):
+    with drawing(w):
         for t,n in zip(w.data, new.data): t.update({k:v for k,v in n.to_plotly_json().items() if k!='type'})
         for k in ('title','xaxis','yaxis','xaxis2','yaxis2'):
             if k in new.layout and new.layout[k].to_plotly_json(): w.layout[k].update(new.layout[k].to_plotly_json())
@@ -765,7 +765,7 @@ def _show(self:CycleStepper):
 @patch
 def _show_head(self:CycleStepper):
     self._put(self.one, self.head_figure())
-    with self.pen, drawing(self.map): self.map.data[-1].update(x=[self.selected[0] if self.selected else None], y=[self.selected[1] if self.selected else None])
+    with drawing(self.map): self.map.data[-1].update(x=[self.selected[0] if self.selected else None], y=[self.selected[1] if self.selected else None])
     self.facts.value = '<ul>'+''.join(f'<li>{escape(x)}</li>' for x in self.about(*self.selected))+'</ul>' if self.selected else ''
 
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #15a04e8e
