@@ -29,7 +29,11 @@ def chrome(night=False, width=1280, height=1000):
         page.errors = []
         page.on('pageerror', lambda e: page.errors.append(str(e)))
         page.set_default_timeout(SECONDS*1000)
+        if os.environ.get('CONSOLE'): page.on('console', lambda m: m.type in ('error','warning') and print('console', m.type, m.text[:1500], m.location)); page.on('pageerror', lambda e: print('pageerror', e.message[:500], (e.stack or '')[:1500]))
         try: yield page
+        except BaseException:
+            if os.environ.get('SHOTS'): page.screenshot(path=f"{os.environ['SHOTS']}/failed.png", full_page=True)
+            raise
         finally: b.close()
 
 def free_port():
@@ -40,7 +44,7 @@ def server(*command, folder, port, ready):
     "A server on this machine only, up until the block ends."
     env = {k: v for k, v in os.environ.items() if k != 'PYTEST_CURRENT_TEST'} | {'JUPYTER_CONFIG_DIR': str(folder/'.config'), 'JUPYTER_DATA_DIR': str(folder/'.data'), 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'}
     with open(folder/'server.log', 'w') as log:
-        p = subprocess.Popen([sys.executable, '-m', *command], cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        p = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:
             end = time.monotonic() + SECONDS
             while True:
