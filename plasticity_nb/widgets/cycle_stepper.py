@@ -581,8 +581,8 @@ def curves_figure(self:CycleStepper
     fig.add_traces([self._curve(seen, 'study', 'active_heads')], rows=2, cols=1)
     signs = ' · '.join(f'<span style="color:{c}">{s}</span> {p}' for p in ('prune','grow',*(['refit'] if self.system.asked['refit'] else []),'learn','hand') for _,c,s in [phase_mark(p)])
     n,total = max(len(seen), 5),sum(self.system.lm.anatomy.heads)
-    fig.update_layout(template=template(), height=max(400, 140+22*max(self.system.lm.anatomy.heads)), title=live_title('Perplexity and open heads', 'after '+signs.replace(' hand', ' a head by hand')), margin=dict(l=56, r=12, t=74, b=84),
-        yaxis=dict(title='perplexity, held-out text', zeroline=False), yaxis2=dict(title='open heads', range=[0, total*1.1], zeroline=False))
+    fig.update_layout(template=template(), height=max(400, 140+22*max(self.system.lm.anatomy.heads)), title=live_title('Perplexity of held-out text', 'after '+signs.replace(' hand', ' a head by hand')), margin=dict(l=56, r=12, t=74, b=84),
+        yaxis=dict(title='perplexity', zeroline=False), yaxis2=dict(title='open heads', range=[0, total*1.1], zeroline=False))
     every = max(1, math.ceil(len(seen)/10))
     fig.update_xaxes(range=[-.4, n-.6], showgrid=False, zeroline=False, tickvals=list(range(0, len(seen), every)), ticktext=['start' if p=='start' else f"{t.split(',')[0].removeprefix('cycle ')} {'by hand' if p=='hand' else p}" for p,t,_,_ in seen[::every]])
     return fig
@@ -745,7 +745,7 @@ def _take(self:CycleStepper, **given):
 
 @patch
 def _put(self:CycleStepper, w, fig):
-    "The data and titles of a new figure go into one that a browser shows; only what differs is sent."
+    "The data and titles of a new figure go into one that a browser shows; its traces stay, and what listens to them."
     new = pio.from_json(recolour(fig.to_json())) if self.theme.night else fig
     with drawing(w):
         for t,n in zip(w.data, new.data): t.update({k:v for k,v in n.to_plotly_json().items() if k!='type'})
