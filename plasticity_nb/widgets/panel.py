@@ -43,6 +43,7 @@ class Theme(anywidget.AnyWidget):
 
 # %% ../../nbs/widgets/00_panel.ipynb #0c55f1aa
 LIVE_JS = '''
+const plotly = code => window.plasticityPlotly ??= import(URL.createObjectURL(new Blob([code], {type: 'text/javascript'}))).then(() => window.Plotly);
 function render({model, el}) {
   const gd = el.appendChild(document.createElement('div'));
   let busy = false, again = false, gone = false;
@@ -60,21 +61,22 @@ function render({model, el}) {
       while (again && !gone) {
         again = false;
         const fig = JSON.parse(model.get('spec'));
-        await window.Plotly.react(gd, fig.data, fig.layout, model.get('_config'));
+        await (await plotly(model.get('_plotly'))).react(gd, fig.data, fig.layout, model.get('_config'));
         if (!gd.dataset.drawn) { gd.dataset.drawn = 'yes'; gd.on('plotly_click', click); }
       }
     } finally { busy = false; }
   };
   const size = new ResizeObserver(() => gd.dataset.drawn && el.clientWidth && window.Plotly.Plots.resize(gd));
   model.on('change:spec', draw); size.observe(el); draw();
-  return () => { gone = true; size.disconnect(); model.off('change:spec', draw); window.Plotly.purge(gd); };
+  return () => { gone = true; size.disconnect(); model.off('change:spec', draw); gd.dataset.drawn && window.Plotly.purge(gd); };
 }
 export default {render};'''
 
 # %% ../../nbs/widgets/00_panel.ipynb #1d77c0a2
 class LiveFigure(go.FigureWidget):
     "A figure in a notebook that can be changed while it is looked at."
-    _esm,_whole = get_plotlyjs() + LIVE_JS,False
+    _esm,_whole = LIVE_JS,False
+    _plotly = traitlets.Unicode(get_plotlyjs(), help='the source of plotly.js').tag(sync=True)
     spec = traitlets.Unicode('{}', help='the whole figure as JSON').tag(sync=True)
     def __init__(self,
         fig:go.Figure, # with all its data and layout

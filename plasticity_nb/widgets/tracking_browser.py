@@ -75,9 +75,9 @@ def state(self:Tracked)->str: # one sentence
     newest = max(p.stat().st_mtime for p in (*self.folder.rglob('*.jsonl'), self.folder/'config.json'))
     return f'The run is not finished; it last wrote {max(0, time.time()-newest):.0f} seconds ago.'
 
-# %% ../../nbs/widgets/03_tracking_browser.ipynb #6921b9e2
-def view_rhythm(b, f): return plot_entropy_rhythm(f, normalize=b.normalize.value, smooth_window=b.smooth.value if b.smooth.value>1 else None, layers=None if b.layer.value is None else [b.layer.value])
-def view_change(b, f): return create_entropy_delta_heatmap(f, baseline=b.baseline.value, normalize=b.normalize.value)
+# %% ../../nbs/widgets/03_tracking_browser.ipynb #4f340c43
+def view_rhythm(b, f): return plot_entropy_rhythm(f, normalize=b.unit, smooth_window=b.smooth.value if b.smooth.value>1 else None, layers=None if b.layer.value=='all' else [int(b.layer.value)])
+def view_change(b, f): return create_entropy_delta_heatmap(f, baseline=b.baseline.value, normalize=b.unit)
 def view_entropy(b, f): return entropy_figure(f)
 def view_gates(b, f): return gate_figure(f)
 def view_function(b, f):
@@ -97,7 +97,7 @@ def blank_figure(
 TRACK_VIEWS = {'EEG': view_rhythm, 'Change': view_change, 'Entropy': view_entropy, 'Gates': view_gates, 'Function': view_function, 'Function by layer': view_layers}
 #: What the browser can show -> a function of the browser and the frame that is chosen
 
-# %% ../../nbs/widgets/03_tracking_browser.ipynb #a1700cd6
+# %% ../../nbs/widgets/03_tracking_browser.ipynb #66188c68
 TABLE_COLUMNS = ('layer','head','gate','entropy','normalized','spread','first','output')
 
 class TrackingBrowser(Panel):
@@ -114,6 +114,9 @@ class TrackingBrowser(Panel):
         self.refresh()
         if follow: self.follow()
 
+@patch(as_prop=True)
+def unit(self:TrackingBrowser)->str: return None if self.normalize.value=='nats' else self.normalize.value # as `head_deviations` names it
+
 @patch
 def _controls(self:TrackingBrowser):
     "Everything that can be chosen."
@@ -121,9 +124,9 @@ def _controls(self:TrackingBrowser):
     self.view = ToggleButtons(options=list(TRACK_VIEWS), style=dict(button_width='auto'), tooltips=['every head a trace','against a look before','how widely each head looks','which heads are open','how much of the function is kept','the last comparison, layer by layer'])
     self.experiment = Dropdown(description='experiment', **wide)
     self.cycles = IntRangeSlider(description='cycles', min=0, max=1, value=(0, 1), continuous_update=False, layout=Layout(width='340px'), **wide)
-    self.normalize = Dropdown(description='unit', options=[('nats', None), ('of log context', 'context'), ('z-scores', 'z')], layout=Layout(width='190px'), **wide)
+    self.normalize = Dropdown(description='unit', options=[('nats', 'nats'), ('of log context', 'context'), ('z-scores', 'z')], layout=Layout(width='190px'), **wide)
     self.smooth = BoundedIntText(description='smooth over looks', min=1, max=99, value=1, layout=Layout(width='190px'), **wide)
-    self.layer = Dropdown(description='layer', options=[('all', None)], layout=Layout(width='120px'), **wide)
+    self.layer = Dropdown(description='layer', options=['all'], layout=Layout(width='120px'), **wide)
     self.baseline = Dropdown(description='compare with', options=[('the first look', 'first'), ('the look before', 'previous')], layout=Layout(width='240px'), **wide)
     self.look = Dropdown(description='look', layout=Layout(width='240px'), **wide)
     self.sort = Dropdown(description='sort by', options=list(TABLE_COLUMNS), value='normalized', layout=Layout(width='200px'), **wide)
@@ -142,7 +145,7 @@ def _layout(self:TrackingBrowser):
     self.again.on_click(self.guarded(self.refresh))
     self.show(self.head, HBox([self.experiment, self.cycles, self.live, self.again], layout=Layout(flex_flow='row wrap')), self.view, self.options, self.fig, HBox([self.look, self.sort], layout=Layout(flex_flow='row wrap')), self.table)
 
-# %% ../../nbs/widgets/03_tracking_browser.ipynb #aaac5dec
+# %% ../../nbs/widgets/03_tracking_browser.ipynb #b22a0903
 @patch
 def refresh(self:TrackingBrowser)->bool: # whether anything was new
     "Read what has grown, and draw it."
@@ -165,7 +168,7 @@ def _fill(self:TrackingBrowser):
             fresh = not self.layer.options[1:]
             self.cycles.max = max(hi, self.cycles.min); self.cycles.min = lo; self.cycles.max = hi
             self.cycles.value = (lo, hi) if fresh else (max(a, lo), hi if b==top else min(b, hi))
-            keep = self.layer.value; self.layer.options = [('all', None), *[(str(l), l) for l in sorted(set(f.layer))]]
+            keep = self.layer.value; self.layer.options = ['all', *map(str, sorted(set(f.layer)))]
             self.layer.value = keep
     finally: self._filling = False
 
