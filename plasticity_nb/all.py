@@ -13,7 +13,8 @@ from importlib.resources import files
 MODULES = ('errors fetch models anatomy zoo text runs attention neurons probe weights metrics look dashboard compare '
            'rcg.patch rcg.incoherence rcg.stress rcg.collapse rcg.activations rcg.engine '
            'cycle.prune cycle.refit cycle.grow cycle.finetune cycle.compact cycle.memory tracking.recovery tracking.tracker tracking.entropy_journal '
-           'tracking.entropy_rhythm tracking.function_tracking cycle.system tracking.stress_protocols experiment.redistribution experiment.runner demo').split()
+           'tracking.entropy_rhythm tracking.function_tracking cycle.system tracking.stress_protocols experiment.redistribution experiment.runner demo view '
+           'widgets.panel widgets.stress_monitor widgets.cycle_stepper widgets.tracking_browser').split()
 
 def public_names(
     module:str # path inside of the package

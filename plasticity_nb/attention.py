@@ -10,6 +10,7 @@ __all__ = ['score_rows', 'pieces', 'attention_entropy', 'Gates', 'LayerGate', 'I
 # %% ../nbs/05_attention.ipynb #4cff6dc8
 import inspect
 from contextlib import contextmanager
+from operator import index
 
 import torch
 from fastcore.basics import patch
@@ -18,7 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from .anatomy import base_attention, register_attention, route, unroute
 from .errors import PlasticityError
-from .models import as_lm
+from .models import as_lm, cache_name, cache_of
 
 # %% ../nbs/05_attention.ipynb #005f3a5e
 def score_rows(
@@ -103,7 +104,9 @@ def check(self:Gates,
     pathways # of (layer, number)
 )->list: # the same, as tuples
     "Raise unless all of these have a gate."
-    found,rows = [tuple(p) for p in pathways],self.rows
+    rows = self.rows
+    try: found = [tuple(map(index, p)) for p in pathways]
+    except TypeError as e: raise PlasticityError(f"{pathways!r} names no {self.kind}s: give a list of (layer, {self.kind}), counted from 0") from e
     for p in found:
         if not (len(p)==2 and 0<=p[0]<len(rows) and rows[p[0]] is not None and 0<=p[1]<len(rows[p[0]])):
             raise PlasticityError(f"there is no {self.kind} {p} in {self.lm.name}: give (layer, {self.kind}), counted from 0{'' if self.kind=='head' else ', of a layer with a plain MLP'}")
@@ -369,6 +372,6 @@ def cache_gap(
 )->float: # largest difference of a logit, relative to the largest logit
     "How far the second half of a text, read from a cache, is from the text read at once."
     half = ids.shape[1]//2
-    past = model(input_ids=ids[:,:half], use_cache=True).past_key_values
-    y,whole = model(input_ids=ids[:,half:], past_key_values=past, use_cache=True).logits,model(input_ids=ids, use_cache=False).logits[:,half:]
+    past = cache_of(model(input_ids=ids[:,:half], use_cache=True))
+    y,whole = model(input_ids=ids[:,half:], use_cache=True, **{cache_name(model): past}).logits,model(input_ids=ids, use_cache=False).logits[:,half:]
     return ((y-whole).abs().max()/whole.abs().max()).item()

@@ -7,7 +7,7 @@ __all__ = ['NEEDED', 'VIEWS', 'one_sentence', 'print_results', 'changed', 'quiet
            'numbers_of', 'plasticity_experiment', 'print_demo', 'plasticity_demo', 'takes_colors', 'shade', 'printable',
            'event_line', 'LiveText', 'read_prompts', 'in_force', 'put_aside', 'PromptRun', 'generation_line',
            'begin_prompts', 'print_prompt_run', 'plasticity_rcg', 'results_of', 'print_state', 'view_cycles',
-           'view_prompts', 'view_experiment', 'view_jobs', 'view_demo', 'view_stress', 'write_page', 'plasticity_view']
+           'view_prompts', 'view_experiment', 'view_jobs', 'view_demo', 'view_stress', 'plasticity_view']
 
 # %% ../nbs/09_cli.ipynb #09aa4cf3
 import inspect, os, re, sys, warnings
@@ -694,28 +694,15 @@ def view_stress(run, r):
 
 VIEWS = dict(cycle=view_cycles, rcg=view_prompts, experiment=view_experiment, demo=view_demo, stress=view_stress)
 
-def write_page(
-    run, # `Run`
-    output=None # file; default: dashboard.html in the run folder
-)->Path: # of the page
-    "The dashboard of a run."
-    from plasticity_nb.compare import comparison_html
-    from plasticity_nb.dashboard import dashboard_html
-    from plasticity_nb.demo import demo_html
-    from plasticity_nb.runs import write_whole
-    from plasticity_nb.tracking.stress_protocols import stress_html
-    pages = dict(cycle=dashboard_html, experiment=comparison_html, demo=demo_html, stress=stress_html)
-    if run.system not in pages: raise PlasticityError(f"a run of {run.system} has no dashboard: its texts are in generations.jsonl, with a trace and the collapses of each beside it")
-    path = run.path/'dashboard.html' if output is None else Path(output).expanduser()
-    if path.is_dir(): raise PlasticityError(f"{path} is a folder: name a file for the dashboard")
-    return write_whole(path, pages[run.system](run))
-
 @call_parse
 @one_sentence
 def plasticity_view(
     results_dir:str=None, # folder of a run, finished or not
     dashboard:store_true=False, # write its page of figures
-    output:str=None # where the page goes; default: dashboard.html in the run folder
+    output:str=None, # where the page goes; default: dashboard.html in the run folder
+    serve:store_true=False, # show its page in a browser, which follows the run while it goes on
+    port:int=0, # of the page; 0: one that is free
+    no_browser:store_true=False # only say the address
 ):
     "Show what a run came to, or has come to so far."
     from plasticity_nb.runs import Run
@@ -724,4 +711,5 @@ def plasticity_view(
     r = results_of(run)
     print_state(run, r)
     VIEWS[run.system](run, r)
-    if dashboard or output is not None: print(f"\ndashboard: {write_page(run, output)}")
+    if dashboard or output is not None: from plasticity_nb.view import write_page; print(f"\ndashboard: {write_page(run, output)}")
+    if serve: from plasticity_nb.view import serve as show; show(run, port, not no_browser, lambda text: print(text, flush=True))

@@ -383,7 +383,7 @@ def summary(
     if dense and final and base and dense*1.005 < final < base: said.append('So what was gained came from training; removing heads cost something.')
     if rand and final: said.append(f'It is {_against(final, rand)} with as many heads chosen at random ({number(rand)}).')
     if final and not (dense and rand): said.append('Without ' + ' and '.join(n for n, v in (('the dense', dense), ('the random', rand)) if not v) + ' control this run cannot say what pruning itself did.')
-    return said + _fate(results) + ['This is one run with one seed: a difference counts once several seeds agree.']
+    return said + _fate(results) + list(results.get('notes') or []) + ['This is one run with one seed: a difference counts once several seeds agree.']
 
 # %% ../nbs/08_dashboard.ipynb #84a10e3b
 def number_card(

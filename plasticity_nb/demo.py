@@ -19,7 +19,6 @@ from .dashboard import dashboard_html, data_table, figure_part
 from .errors import NotFinite, PlasticityError
 from .runs import Run
 from .text import found_by
-from .text import found_by
 from .tracking.entropy_journal import EntropyJournal, EntropyJournalConfig, entropy_alarm, journal_findings, look_statistics, report_cell
 from .tracking.entropy_rhythm import analyze_rhythm, create_entropy_delta_heatmap, plot_entropy_rhythm
 from .tracking.function_tracking import CYCLE_HEAD, HOW_SCORED, FunctionTracker, FunctionTrackingConfig, cycle_rows, divergence_figure, function_figure, function_findings, likeness_figure

@@ -214,6 +214,7 @@ def load_text(
 ) -> Corpus: # all of its documents; `.split('train')` and `.split('eval')` are its halves
     "A corpus by name, from local files or from a data set."
     if isinstance(source, Corpus): return source
+    if not isinstance(source, (str,Path)): raise PlasticityError(f"a {type(source).__name__} is no text: give 'python-docs', 'shakespeare', a text file, a folder or a data set")
     if source in CORPORA: return CORPORA[source]()
     if not str(source).strip(): raise PlasticityError("no text was named: give 'python-docs', 'shakespeare', a text file, a folder or a data set")
     path = Path(source).expanduser()

@@ -2,6 +2,7 @@
 import importlib.util, json, multiprocessing, os, random, shutil, sys, time
 from pathlib import Path
 import pytest
+from plasticity_nb.cycle.prune import STRATEGIES, importance, strategy
 from plasticity_nb.errors import PlasticityError
 from plasticity_nb.experiment.runner import PlasticityExperiment, graph, need_ray, plan_of
 from plasticity_nb.models import load_lm
@@ -90,7 +91,7 @@ def two_workers():
 
 @pytest.mark.skipif(importlib.util.find_spec('ray') is None, reason='Ray is not installed: pip install plasticity_nb[ray]')
 def test_ray(whole, tmp_path):
-    "Two Ray workers give the same bytes as one process, also when they finish what another one began."
+    "Two Ray workers give the same bytes as one process, also when they finish what another one began, and with a strategy of one's own."
     ray = two_workers()
     try:
         e = PlasticityExperiment('tiny', output_dir=tmp_path, verbose=False, **SIZES)
@@ -104,7 +105,14 @@ def test_ray(whole, tmp_path):
         with pytest.raises(PlasticityError, match='use a smaller learning rate'): PlasticityExperiment.resume(e.run.path, executor='ray', verbose=False)
         reconfigure(e.run.path, threads=3)
         with pytest.raises(PlasticityError, match='takes 3 threads and the largest computer of Ray has 2 cores'): PlasticityExperiment.resume(e.run.path, executor='ray', verbose=False)
-    finally: ray.shutdown()
+        @strategy('turned')
+        def turned(gated, blocks, seed=0): return -importance(gated, 'magnitude', blocks)
+        found = []
+        for executor in ('local', 'ray'):  # the workers have never heard of this strategy
+            e.run_experiment(**ASKED | dict(pruning_strategies=['turned'], fine_tuning_steps=1, plasticity_cycles=1, seeds=[0], teacher=False), executor=executor)
+            found.append(outcome(e.run.path))
+        assert found[0] == found[1] and b'turned' in found[0]['results.json']
+    finally: STRATEGIES.pop('turned', None); ray.shutdown()
 
 def test_no_ray(monkeypatch, tmp_path):
     "Without Ray there is one sentence, and no folder."

@@ -3,6 +3,9 @@
 Each notebook runs in a fresh process, because module state would leak from one notebook into the next.
 The processes are forked from a server that has imported the slow libraries already (`notebook_preload` in pytest.ini):
 a start costs milliseconds.
+
+Tests run in several processes at once (pytest-xdist), a file in one of them, and share the cores: small models gain
+nothing from a second thread, but everything from a second process.
 """
 import faulthandler, multiprocessing, os, sys, tempfile, textwrap, traceback
 from collections import Counter
@@ -10,6 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+WORKERS = min(4, os.cpu_count() or 1)
+os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//WORKERS)))  # before torch is imported
+
+def pytest_xdist_auto_num_workers(config): return WORKERS
 
 def pytest_addoption(parser):
     group = parser.getgroup('notebooks')

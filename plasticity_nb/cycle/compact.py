@@ -29,7 +29,7 @@ from ..anatomy import BASES, Routed, Trace, base_attention, compares, influence,
 from ..attention import Instrument
 from ..errors import PlasticityError
 from ..metrics import eval_mode
-from ..models import LM, as_lm, explain_load_error, load_options, quiet_bars
+from ..models import LM, as_lm, cache_name, cache_of, explain_load_error, load_options, quiet_bars
 from ..runs import _beside, _remove, _to_disk, to_json, write_whole
 
 # %% ../../nbs/cycle/04_compact.ipynb #6ada0ca3
@@ -457,8 +457,8 @@ def two_readings(
         whole = model(input_ids=ids, use_cache=False).logits
         if like and len(like)==1: return [whole]
         try:
-            past = getattr(model(input_ids=ids[:,:n], use_cache=True), 'past_key_values', None)
-            return [whole] if past is None else [whole, model(input_ids=ids[:,n:], past_key_values=past, use_cache=True).logits]
+            past = cache_of(model(input_ids=ids[:,:n], use_cache=True))
+            return [whole] if past is None else [whole, model(input_ids=ids[:,n:], use_cache=True, **{cache_name(model): past}).logits]
         except Exception:
             if like: raise
             return [whole]
@@ -535,7 +535,7 @@ def check_compact(
 
 # %% ../../nbs/cycle/04_compact.ipynb #6e2fca72
 def cache_bytes(
-    past # transformers' `past_key_values`
+    past # what a pass leaves behind, see `cache_of`
 )->int: # of keys and values
     "Bytes that a KV cache holds."
     return sum(t.nbytes for layer in past.layers for t in (layer.keys, layer.values) if t is not None)

@@ -18,7 +18,7 @@ from ..anatomy import Block
 from ..attention import Instrument
 from .prune import Vault, check_share, gate_gradients
 from ..errors import PlasticityError
-from ..metrics import eval_mode
+from ..metrics import eval_mode, token_ids
 
 # %% ../../nbs/cycle/01_grow.ipynb #3a8f4a40
 def asked_for(
@@ -44,7 +44,7 @@ class Calibration:
     def __init__(self,
         inst:Instrument, # on the model
         ids # LongTensor [N, T], or `Blocks`: training texts, not the ones that are evaluated
-    ): self.inst,self.ids = inst,getattr(ids, 'ids', ids)
+    ): self.inst,self.ids = inst,token_ids(ids)
 
     @cached_property
     def grads(self)->torch.Tensor: return gate_gradients(self.inst, self.ids) # [N, layers, heads]
@@ -74,7 +74,7 @@ def choose_growth(
     seed:int=0 # of what is drawn
 )->list: # of (layer, head), the most wanted first
     "The closed heads that a strategy brings back."
-    if strategy not in GROWTH: raise PlasticityError(f"there is no growth strategy {strategy!r}: choose from {', '.join(GROWTH)}, or add your own with growth_strategy")
+    if not isinstance(strategy, str) or strategy not in GROWTH: raise PlasticityError(f"there is no growth strategy {strategy!r}: choose from {', '.join(GROWTH)}, or add your own with growth_strategy")
     if not isinstance(n, int) or n<0: raise PlasticityError(f"{n} is not a number of heads: give 0 or more")
     if n>len(vault): raise PlasticityError(f"{n} heads are to grow but only {len(vault)} are closed: ask for at most {len(vault)}")
     return list(GROWTH[strategy](vault, seen, n, seed))[:n]

@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'ScoreWeights', 'Outcome', 'outcome', 'outcome_score', 'St
 
 # %% ../../nbs/cycle/05_memory.ipynb #924f2905
 import json, math, os, sqlite3, time, warnings
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from numbers import Real
 from pathlib import Path
@@ -76,15 +76,16 @@ class StrategyMemory:
     def __init__(self,
         path=None # SQLite file, made if missing; default: strategies.sqlite in the cache folder
     ):
+        if path is not None and not isinstance(path, (str,Path)): raise PlasticityError(f"a memory is a file, and {path!r} names none: give its path")
         self.path = Path(path) if path is not None else cache_dir()/'strategies.sqlite'
         self._set_aside()
-        with self._open() as db:
+        with self._use() as db:
             patiently(lambda: db.execute(f"CREATE TABLE IF NOT EXISTS outcomes (id INTEGER PRIMARY KEY, {', '.join(f'{k} {v}' for k,v in COLUMNS.items())})"))
             found = [c[1] for c in db.execute('PRAGMA table_info(outcomes)')]
         if found!=['id',*COLUMNS]: raise PlasticityError(f"the memory {self.path} was not written by this version (its columns are {', '.join(found)}): name another file")
 
     def __len__(self):
-        with self._open() as db: return db.execute('SELECT count(*) FROM outcomes').fetchone()[0]
+        with self._use() as db: return db.execute('SELECT count(*) FROM outcomes').fetchone()[0]
     def __repr__(self): return f"{len(self)} outcomes in {self.path.name}"
 
 # %% ../../nbs/cycle/05_memory.ipynb #51f93d1a
@@ -103,7 +104,14 @@ def _open(self:StrategyMemory):
         db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
         patiently(lambda: db.execute('PRAGMA journal_mode=WAL'))
         return closing(db)
-    except (OSError, sqlite3.OperationalError) as e: raise PlasticityError(f"the memory {self.path} cannot be opened ({e}): name a file in a folder that can be written") from e
+    except (OSError, ValueError, sqlite3.OperationalError) as e: raise PlasticityError(f"the memory {self.path} cannot be opened ({e}): name a file in a folder that can be written") from e
+
+@patch
+@contextmanager
+def _use(self:StrategyMemory):
+    try:
+        with self._open() as db: yield db
+    except (OSError, sqlite3.DatabaseError) as e: raise PlasticityError(f"the memory {self.path} can be used no longer ({e}): if it is damaged, it is set aside when it is opened anew; else make room, or name another file") from e
 
 @patch
 def _set_aside(self:StrategyMemory):
@@ -114,6 +122,7 @@ def _set_aside(self:StrategyMemory):
         with self._open() as db: why = db.execute('PRAGMA quick_check').fetchone()[0]
     except sqlite3.DatabaseError as e: why = str(e)
     if why=='ok': return
+    why = ' '.join(why.split())
     aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
     for end in ('-wal','-shm'):
         if (f := self.path.with_name(self.path.name+end)).exists(): os.replace(f, aside.with_name(aside.name+end))
@@ -141,7 +150,7 @@ def add(self:StrategyMemory,
     if not isinstance(outcome, Outcome) or any(not isinstance(v, Real) or math.isnan(v) for v in asdict(outcome).values()): raise PlasticityError(f"{outcome!r} cannot be kept: give an Outcome whose parts are numbers")
     row = dict(time=time.time(), run=run, family=family, parameters=parameters, text=text, learning=learning, open_share=open_share, log_ratio=log_ratio, strategy=strategy,
                level=level, growth_ratio=growth_ratio) | asdict(outcome) | dict(accepted=int(accepted), details=json.dumps(plain(details)))
-    with self._open() as db:
+    with self._use() as db:
         try: return patiently(lambda: db.execute(f"INSERT INTO outcomes ({', '.join(row)}) VALUES ({', '.join('?'*len(row))})", list(row.values())).lastrowid)
         except sqlite3.OperationalError as e: raise PlasticityError(f"the memory {self.path} cannot be written ({e}): make room, or name another file") from e
 
@@ -152,7 +161,7 @@ def frame(self:StrategyMemory,
 ): # pandas DataFrame, oldest first
     "All outcomes, and what they are worth."
     import pandas as pd
-    with self._open() as db: f = pd.read_sql_query('SELECT * FROM outcomes ORDER BY id', db, index_col='id')
+    with self._use() as db: f = pd.read_sql_query('SELECT * FROM outcomes ORDER BY id', db, index_col='id')
     f['accepted'] = f.accepted.astype(bool); f['details'] = f.details.map(json.loads)
     f['gain'] = [Outcome(r.perplexity, r.degeneration, r.heads).worth(weights) for r in f.itertuples()]
     return f
@@ -163,9 +172,11 @@ def export(self:StrategyMemory,
 )->Path:
     "Write all outcomes to a file that other programs read."
     path,f = Path(path),self.frame()
-    if path.suffix=='.csv': f.assign(details=f.details.map(json.dumps)).to_csv(path)
-    elif path.suffix=='.jsonl': f.reset_index().to_json(path, orient='records', lines=True)
-    else: raise PlasticityError(f"{path.name} ends in neither .csv nor .jsonl: name such a file")
+    if path.suffix not in ('.csv','.jsonl'): raise PlasticityError(f"{path.name} ends in neither .csv nor .jsonl: name such a file")
+    try:
+        if path.suffix=='.csv': f.assign(details=f.details.map(json.dumps)).to_csv(path)
+        else: f.reset_index().to_json(path, orient='records', lines=True)
+    except OSError as e: raise PlasticityError(f"{path} cannot be written ({e}): name a file in a folder that can be written, with room for it") from e
     return path
 
 @patch
@@ -186,7 +197,9 @@ class BanditConfig:
     prior:float=.07 # standard deviation of a coefficient before anything is known
 
     def __post_init__(self):
-        self.strategies,self.levels,self.growth_ratios = tuple(self.strategies),tuple(self.levels),tuple(self.growth_ratios)
+        for k in ('strategies','levels','growth_ratios'):
+            if isinstance(v := getattr(self, k), (str,Real)): raise PlasticityError(f"{k} {v!r} is one and not several: give a list, such as [{v!r}]")
+            setattr(self, k, tuple(v))
         for k in ('strategies','levels','growth_ratios'):
             if not getattr(self, k): raise PlasticityError(f"there are no {k} to choose from: give at least one")
         for k in ('levels','growth_ratios'):

@@ -7,8 +7,8 @@ __all__ = ['STRATEGIES', 'UNITS', 'gate_gradients', 'taylor_importance', 'strate
            'as_importance', 'gate_taylor', 'iterative_taylor', 'random_importance', 'by_lot', 'mean_entropy',
            'minus_entropy', 'weight_norm', 'input_moments', 'output_norm', 'refit_error', 'redundancy', 'unpredicted',
            'token_effects', 'token_fisher', 'irreplaceable', 'iterative_irreplaceable', 'ranks', 'mean_rank',
-           'combined', 'check_share', 'open_heads', 'choose_to_prune', 'freed', 'candidates', 'lowest', 'choose',
-           'removal_losses', 'rank_correlation', 'Vault', 'prune_heads']
+           'combined', 'check_share', 'open_heads', 'choose_to_prune', 'freed', 'candidates', 'check_importance',
+           'lowest', 'choose', 'removal_losses', 'rank_correlation', 'Vault', 'prune_heads']
 
 # %% ../../nbs/cycle/00_prune.ipynb #18e1c0f7
 from numbers import Real
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..attention import Instrument
 from ..errors import PlasticityError
-from ..metrics import block_nll, eval_mode
+from ..metrics import block_nll, eval_mode, token_ids
 from ..neurons import NeuronGates, gated_layers
 
 # %% ../../nbs/cycle/00_prune.ipynb #3c4ef830
@@ -30,7 +30,7 @@ def gate_gradients(
     if not isinstance(inst, (Instrument, NeuronGates)): raise PlasticityError(f"a {type(inst).__name__} has no gates: put an instrument on it first, inst = instrument(lm)")
     heads = isinstance(inst, Instrument)
     gates = [inst.gates] if heads else list({id(g):g for g in inst.gates if g is not None}.values())
-    model,ids = inst.lm.model,getattr(ids, 'ids', ids)
+    model,ids = inst.lm.model,token_ids(ids)
     was = [(p, p.requires_grad) for p in [*model.parameters(), *gates]]
     try:
         for p,_ in was: p.requires_grad_(any(p is g for g in gates))
@@ -67,7 +67,7 @@ def find_strategy(
 ): # the function
     "A strategy by its name."
     if callable(name): return name
-    if name not in STRATEGIES: raise PlasticityError(f"there is no pruning strategy {name!r}: choose one of {', '.join(STRATEGIES)}")
+    if not isinstance(name, str) or name not in STRATEGIES: raise PlasticityError(f"there is no pruning strategy {name!r}: choose one of {', '.join(STRATEGIES)}, or add your own with strategy")
     return STRATEGIES[name]
 
 def importance(
@@ -120,9 +120,10 @@ def by_lot(gated, blocks=None, seed=0):
 @torch.no_grad()
 def mean_entropy(gated, blocks, seed=0):
     "Mean entropy of attention in nats: the most focused heads go first."
+    gated_layers(gated) # what has no gates is refused
     if not isinstance(gated, Instrument): raise PlasticityError("neurons do not attend, so they have no entropy: choose another strategy for them, such as taylor")
     with eval_mode(gated.lm.model), gated.record() as heard:
-        for ids in getattr(blocks, 'ids', blocks).to(gated.lm.device).split(8): gated.lm.model.base_model(input_ids=ids, use_cache=False)
+        for ids in token_ids(blocks).to(gated.lm.device).split(8): gated.lm.model.base_model(input_ids=ids, use_cache=False)
     return heard.entropy
 
 @strategy('entropy_high')
@@ -157,7 +158,7 @@ def input_moments(
     batch_size:int=8 # texts at a time
 )->list: # float64 [inputs, inputs] of each of `gated_layers`: mean over tokens
     "Second moments of what enters the output projections, gates as they are."
-    layers,ids,model = gated_layers(gated),getattr(blocks, 'ids', blocks),gated.lm.model
+    layers,ids,model = gated_layers(gated),token_ids(blocks),gated.lm.model
     G,hooks = [0.]*len(layers),[]
     def listen(i):
         def hook(module, args): x = args[0].flatten(0, -2).double(); G[i] = G[i] + x.mT@x/ids.numel()
@@ -221,7 +222,7 @@ def token_effects(
     maps:list # [inputs, inputs] for each of `gated_layers`; None: all of a pathway's input
 )->list: # float64 [N, pathways] for each: root of the sum over tokens of squares, nats per token
     "First-order effect on the loss, token by token, of taking parts of the inputs of output projections away."
-    layers,ids,model = gated_layers(gated),getattr(blocks, 'ids', blocks).to(gated.lm.device),gated.lm.model
+    layers,ids,model = gated_layers(gated),token_ids(blocks).to(gated.lm.device),gated.lm.model
     seen,hooks,was,rows = {},[],[(p, p.requires_grad) for p in model.parameters()],[]
     def listen(i):
         def hook(module, args):
@@ -334,6 +335,18 @@ def candidates(
     return sorted(found, key=lambda c: c[0])
 
 # %% ../../nbs/cycle/00_prune.ipynb #602e504c
+def check_importance(
+    inst, # `Instrument` or `NeuronGates`
+    importance # of its pathways
+): # the same
+    "Raise unless every open pathway has a number."
+    for g in gated_layers(inst):
+        try: row = importance[g.i][:len(g.gate)]; fits = row.shape==g.gate.shape
+        except (TypeError, IndexError, AttributeError): fits = False
+        if not fits: raise PlasticityError(f"this is no importance of {inst.lm.name}: give {'a tensor [layers, heads]' if inst.kind=='head' else 'a list with a tensor [width] for each layer'}, as as_importance makes it")
+        if len(bad := (row.isnan().to(g.gate.device) & (g.gate!=0)).nonzero()): raise PlasticityError(f"the importance of {inst.kind} ({g.i}, {bad[0].item()}) is not a number: look at what the strategy computes for it")
+    return importance
+
 def lowest(
     inst, # `Instrument` or `NeuronGates`
     n:int, # how many at most
@@ -341,6 +354,7 @@ def lowest(
     unit:str='head' # as in `choose_to_prune`
 )->list: # of (layer, head), least important first
     "The n least important open pathways."
+    check_importance(inst, importance)
     if unit not in UNITS: raise PlasticityError(f"unit {unit!r} is not known: choose one of {', '.join(UNITS)}")
     if unit=='head':
         if not len(at := open_heads(inst)): return []
@@ -388,7 +402,7 @@ def removal_losses(
     batch_size:int=8 # texts at a time
 ): # like an importance, nats per token; nan where nothing was tried
     "The true rise in loss when a single pathway is closed."
-    model,ids = gated.lm.model,getattr(blocks, 'ids', blocks)
+    model,ids = gated.lm.model,token_ids(blocks)
     rows = {g.i:torch.full((len(g.gate),), torch.nan, dtype=torch.float64) for g in gated_layers(gated)}
     def loss(): return float(sum(block_nll(model, x).double().sum() for x in ids.split(batch_size)))/ids[:,1:].numel()
     with eval_mode(model):
@@ -444,7 +458,9 @@ def prune_heads(
     vault:Vault # that keeps their weights
 ):
     "Close gates; the weights stay where they are and a copy goes to the vault."
-    for l,h in inst.check(heads):
-        if inst.gates[l][h]==0: raise PlasticityError(f"{inst.kind} ({l}, {h}) is already pruned")
+    heads = inst.check(heads)
+    for i,(l,h) in enumerate(heads):
+        if inst.gates[l][h]==0 or (l,h) in heads[:i]: raise PlasticityError(f"{inst.kind} ({l}, {h}) is already pruned{'' if inst.gates[l][h]==0 else ' by this list, which names it twice'}")
+    for l,h in heads:
         vault.keep((l,h))
         inst.gates[l].data[h] = 0

@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 
 from ..errors import PlasticityError
-from ..metrics import eval_mode
+from ..metrics import eval_mode, token_ids
 from ..models import LM
 from ..neurons import gated_layers
 
@@ -164,7 +164,7 @@ def walk(self:Repairs,
     was={} # name of a projection -> weights of the whole model, from `before_growth`
 ):
     "Run the whole and the pruned model side by side, and repair the pruned one on the way."
-    ids,layers = getattr(ids, 'ids', ids).to(self.lm.device),list(self.layers.values())
+    ids,layers = token_ids(ids).to(self.lm.device),list(self.layers.values())
     gates,state,hooks = {n:g.gate.clone() for n,g in self.layers.items()},dict(missing=0.),[]
     try:
         def enter(module, args, kwargs):
@@ -212,7 +212,7 @@ def refit(
 )->Repairs: # its `restore` takes the new weights back
     "Solve the projections anew for the pathways that are open, from the first one that lost some."
     repairs = repairs or Repairs(*(gated if isinstance(gated, (list,tuple)) else [gated]))
-    ids,begun,was = getattr(blocks, 'ids', blocks),[],repairs.before_growth(replaced)
+    ids,begun,was = token_ids(blocks),[],repairs.before_growth(replaced)
     start = {} if before is None else {l.out.name:before[i,:l.n_heads].to(repairs.lm.device) for i,l in enumerate(repairs.lm.anatomy.layers) if l.out.name in repairs.layers}
     with _opened(repairs.layers.values()): plain = sums_up(repairs.lm, ids[:1])
     def solve(g, gate, x, whole, dense, state):

@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 import plasticity_nb
 from ..attention import Instrument, instrument
 from .compact import cache_bytes, check_compact, compact, save_compact, save_lm
-from .finetune import Recipe, check_trainable, learn
+from .finetune import Learned, Recipe, check_trainable, learn
 from .grow import GROWTH, Calibration, choose_growth, grow_fresh, grow_heads
 from .memory import BanditConfig, Outcome, ScoreWeights, StrategyBandit, StrategyMemory, outcome, outcome_score
 from .prune import UNITS, Vault, check_share, choose, find_strategy, prune_heads, taylor_importance
@@ -30,7 +30,7 @@ from ..dashboard import write_dashboard # it draws what a run folder says, and i
 from ..errors import NotFinite, PlasticityError
 from ..fetch import file_sha256
 from ..metrics import active_heads, active_params, check_tokens, degeneration, efficiency, evaluate, perplexity_per_head
-from ..models import LM, as_lm, load_lm
+from ..models import LM, as_lm, cache_of, load_lm
 from ..runs import Run, digest_tensors, plain, to_json, write_whole
 from ..text import CORPORA, found_by, load_text, token_blocks
 
@@ -188,7 +188,9 @@ def _options(self:AdaptivePlasticitySystem):
     "Check what needs no model."
     o = self.asked
     for name,least in dict(block_len=3, batch_size=1, calibration_blocks=1, eval_blocks=1, samples=1, steps=0).items():
-        if not isinstance(v := o[name], int) or v<least: raise PlasticityError(f"{name} {v} is {'too small' if isinstance(v, int) else 'not a whole number'}: give at least {least}")
+        if type(v := o[name]) is not int or v<least: raise PlasticityError(f"{name} {v} is {'too small' if type(v) is int else 'not a whole number'}: give at least {least}")
+    for name in ('controls','refit','fresh','teacher','compact'):
+        if not isinstance(v := o[name], bool): raise PlasticityError(f"{name} {v!r} is neither True nor False: give one of them")
     if not isinstance(o['seed'], int) or abs(o['seed'])>10**9: raise PlasticityError(f"seed {o['seed']} is not a whole number of at most a billion: give for instance 0")
     for name in ('learning_rate','grown_rate','quality_bound'):
         v = o[name]
@@ -201,12 +203,13 @@ def _options(self:AdaptivePlasticitySystem):
     if o['bandit'] and o['strategy']!='adaptive': raise PlasticityError(f"a bandit chooses nothing where the strategy is {o['strategy']}: leave it out, or give strategy='adaptive'")
     for s in o['bandit'].strategies if o['bandit'] else [] if o['strategy']=='adaptive' else [o['strategy']]: find_strategy(s)
     for name,known in dict(growth=GROWTH, unit=UNITS).items():
-        if o[name] not in known: raise PlasticityError(f"{name} {o[name]!r} is not known: choose one of {', '.join(known)}")
+        if o[name] not in [*known]: raise PlasticityError(f"{name} {o[name]!r} is not known: choose one of {', '.join(known)}")
 
 @patch
 def _how_to_learn(self:AdaptivePlasticitySystem):
     "The recipe, what an outcome is worth, and where outcomes are kept."
     o = self.asked; fixed,more = {'lr','batch_size','grown_rate','seed'},o['recipe'] or {}
+    if not isinstance(more, dict): raise PlasticityError(f"the recipe is a {type(more).__name__}: give a dict, such as dict(schedule='cosine')")
     for k in more:
         if k in fixed or k not in Recipe.__dataclass_fields__: raise PlasticityError(f"the recipe has no {k!r} that could be given here: choose from {', '.join(f for f in Recipe.__dataclass_fields__ if f not in fixed)}")
     if more.get('patience'): raise PlasticityError("a cycle learns for as many steps as its controls: leave patience out of the recipe")
@@ -261,26 +264,71 @@ class Progress:
         "A line above the bar."
         if self.show: self.bar.write(text)
 
+# %% ../../nbs/cycle/03_system.ipynb #5e1c07a3
+@patch
+def prune_arm(self:AdaptivePlasticitySystem,
+    arm:Arm, # one of `arms`
+    cycle:int, # from 1; seeds follow from it
+    strategy:str, # a name in `STRATEGIES`; the random arm draws lots instead
+    level:float # share of the open heads
+)->tuple: # heads (layer, head); the importance that chose them
+    "Close heads."
+    return arm.prune(strategy if arm.role=='study' else 'random', level, self.calibration, self.asked['unit'], 1000*self.asked['seed']+cycle)
+
+@patch
+def grow_arm(self:AdaptivePlasticitySystem,
+    arm:Arm, # one of `arms`
+    cycle:int, # from 1
+    n:int, # heads, at most
+    growth:str=None # a name in `GROWTH`; default: the system's; the random arm draws lots instead
+)->tuple: # heads (layer, head); of the model under study the gradient [layers, heads] that it was asked by; what fresh heads replaced
+    "Bring heads back, and open their gates, which is what growth alone would give; `settle_arm` follows."
+    o,study = self.asked,arm.role=='study'; seed = 1000*o['seed']+cycle
+    grown,seen,replaced = arm.grow(min(n, len(arm.vault)), self.calibration, (growth or o['growth']) if study else 'random', seed if study else seed+500, o['fresh'])
+    grad = seen.grads.mean(0) if study else None
+    for h in grown: arm.inst.gates.data[h] = 1
+    return grown,grad,replaced
+
+@patch
+def settle_arm(self:AdaptivePlasticitySystem,
+    arm:Arm, # one of `arms`
+    grown, # heads (layer, head) that have come back
+    before, # gates [layers, heads] when the cycle began
+    replaced # from `grow_arm`
+):
+    "A refit, if the system does that; else the gates of grown heads close, until they open step by step while the model learns."
+    if self.asked['refit']: refit(arm.inst, self.calibration, before=before, replaced=replaced); return
+    for h in grown: arm.inst.gates.data[h] = 0
+
 # %% ../../nbs/cycle/03_system.ipynb #b0b2d7b9
 @patch
 def _change(self:AdaptivePlasticitySystem, arm, cycle, strategy, level, ratio, n_grow, look):
     "Prune, grow, refit; gives what a cycle says of it."
-    o,seed,study = self.asked,1000*self.asked['seed']+cycle,arm.role=='study'
+    study = arm.role=='study'
     name,before,m = f'cycle {cycle} {arm.role}',arm.inst.gates.detach().clone(),{}
     self.bar.phase(f'{name}: prune', cycle=cycle, arm=arm.role)
-    pruned,imp = arm.prune(strategy if study else 'random', level, self.calibration, o['unit'], seed)
+    pruned,imp = self.prune_arm(arm, cycle, strategy, level)
     if study: m['prune'] = look('prune')
     self.bar.phase(f'{name}: grow', cycle=cycle, arm=arm.role, pruned=pruned)
-    grown,seen,replaced = arm.grow(round(ratio*len(arm.vault)) if study else min(n_grow, len(arm.vault)), self.calibration, o['growth'] if study else 'random', seed if study else seed+500, o['fresh'])
-    grad = seen.grads.mean(0) if study else None
-    for h in grown: arm.inst.gates.data[h] = 1
+    grown,grad,replaced = self.grow_arm(arm, cycle, round(ratio*len(arm.vault)) if study else n_grow)
     if study: m['grow'] = look('grow')
-    if o['refit']:
-        refit(arm.inst, self.calibration, before=before, replaced=replaced)
-        if study: m['refit'] = look('refit')
-    else:
-        for h in grown: arm.inst.gates.data[h] = 0
+    self.settle_arm(arm, grown, before, replaced)
+    if study and self.asked['refit']: m['refit'] = look('refit')
     return dict(pruned=pruned, revived=grown, phases=m, importance=imp if study else None, gradient=grad)
+
+# %% ../../nbs/cycle/03_system.ipynb #5e1c07a4
+@patch
+def learn_arm(self:AdaptivePlasticitySystem,
+    arm:Arm, # one of `arms`
+    cycle:int, # from 1
+    grown, # heads (layer, head) that have come back in this cycle
+    on_step=None, # called as on_step(step, loss) after each step
+    steps:int=None # of the optimizer; default: the system's
+)->Learned: # loss of each step, nats per token
+    "Train, by the system's recipe; every arm learns from the same tokens."
+    o,r = self.asked,{k:v for k,v in vars(self.recipe).items() if k not in ('lr','batch_size','grown_rate','seed')}
+    return learn(arm.inst, self.train.ids, o['steps'] if steps is None else steps, o['learning_rate'], o['batch_size'], grown, o['grown_rate'], seed=1000*o['seed']+cycle,
+                 on_step=on_step, teacher=self.lm if o['teacher'] else None, **r)
 
 # %% ../../nbs/cycle/03_system.ipynb #f25330ff
 @patch
@@ -296,10 +344,8 @@ def _cycle(self:AdaptivePlasticitySystem, arm, cycle, strategy, level, ratio, n_
         if study: self.watch(self, cycle, 'learn', step+1, dict(loss=loss))
     done = dict(pruned=[], revived=[], phases={}) if arm.role=='dense' else self._change(arm, cycle, strategy, level, ratio, n_grow, look)
     self.bar.phase(f'cycle {cycle} {arm.role}: learn', cycle=cycle, arm=arm.role, revived=done['revived'])
-    o,r = self.asked,{k:v for k,v in vars(self.recipe).items() if k not in ('lr','batch_size','grown_rate','seed')}
     try:
-        done['loss'] = learn(arm.inst, self.train.ids, o['steps'], o['learning_rate'], o['batch_size'], done['revived'], o['grown_rate'], seed=1000*o['seed']+cycle,
-                             on_step=on_step, teacher=self.lm if o['teacher'] else None, **r)
+        done['loss'] = self.learn_arm(arm, cycle, done['revived'], on_step)
         done['phases']['learn'] = look('learn')
     except NotFinite as e:
         done |= dict(loss=[], broke_down=str(e)); done['phases']['learn'] = dict.fromkeys(self.baseline) | dict(active_heads=active_heads(arm.inst.gates))
@@ -480,7 +526,7 @@ def _cut(self:AdaptivePlasticitySystem):
         with self.run.checkpoint('compact') as folder: save_compact(small, folder)
     p = self._believe(load_lm(to, device=self.lm.device), self.r['best']['perplexity'])
     def size(lm):
-        with torch.no_grad(): past = lm.model(input_ids=self.eval.ids[:1].to(lm.device), use_cache=True).past_key_values
+        with torch.no_grad(): past = cache_of(lm.model(input_ids=self.eval.ids[:1].to(lm.device), use_cache=True))
         params = [q for q in lm.model.parameters()]
         return sum(q.numel() for q in params),sum(q.nbytes for q in params),cache_bytes(past)
     (n0,b0,c0),(n1,b1,c1) = size(self.lm),size(small)

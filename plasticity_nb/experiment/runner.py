@@ -6,9 +6,10 @@
 __all__ = ['CONTROL', 'OPEN', 'SIZES', 'KINDS', 'EXECUTORS', 'MEASURES', 'SHOWN', 'Plan', 'distinct', 'check_name', 'Lab',
            'evenly', 'as_plan', 'open_lab', 'Job', 'draws_lots', 'graph', 'do_baseline', 'do_teacher', 'do_dense',
            'do_prune', 'do_cell', 'Files', 'Damaged', 'sealed', 'sum_of', 'plan_of', 'torch_threads', 'do_job',
-           'do_local', 'do_ray', 'need_ray', 'check_room', 'recovered', 'numbers', 'outcomes', 'row', 'by_strategy',
-           'alone', 'token_account', 'final_zones', 'flows', 'check_known', 'all_flows', 'versions', 'summary_of',
-           'ExperimentReport', 'carry_on', 'do_all', 'check_versions', 'PlasticityExperiment', 'check_executor']
+           'do_local', 'own_strategies', 'do_ray', 'need_ray', 'check_room', 'recovered', 'numbers', 'outcomes', 'row',
+           'by_strategy', 'alone', 'token_account', 'final_zones', 'flows', 'check_known', 'all_flows', 'versions',
+           'summary_of', 'ExperimentReport', 'carry_on', 'do_all', 'check_versions', 'PlasticityExperiment',
+           'check_executor']
 
 # %% ../../nbs/experiment/02_runner.ipynb #5163aaf6
 import copy, hashlib, json, math, os, shutil, sys, time, warnings
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save_file
 import plasticity_nb
 from ..attention import instrument
 from ..cycle.finetune import check_trainable, learn, teacher_logits
-from ..cycle.prune import check_share, choose, find_strategy, open_heads
+from ..cycle.prune import STRATEGIES, check_share, choose, find_strategy, open_heads
 from ..cycle.refit import refit
 from ..compare import as_percent, row_sentence, with_interval, write_comparison # the page of an experiment, from what its folder says
 from ..errors import PlasticityError
@@ -373,9 +374,11 @@ def torch_threads(n):
 
 def do_job(
     path, # of a run folder
-    job:Job # the jobs it needs are done
+    job:Job, # the jobs it needs are done
+    own:dict={} # strategies that this process may not know: name, function
 ):
     "Do one job and write its files."
+    STRATEGIES.update(own)
     run = Run.open(path); plan = plan_of(run)
     files = Files(run.path/'jobs', graph(plan)[job])
     with torch_threads(plan.threads):
@@ -388,9 +391,13 @@ def do_local(path, todo:dict, plan):
     "Do jobs in this process; yields each when it is done."
     for job in todo: do_job(path, job); yield job
 
+def own_strategies(plan)->dict: # name: function
+    "The strategies of a plan that do not come with the package."
+    return {s: f for s in plan.strategies if not (f := find_strategy(s)).__module__.startswith('plasticity_nb.')}
+
 def do_ray(path, todo:dict, plan):
     "Do jobs as Ray tasks, each as soon as the jobs it needs are done; yields each when it is done."
-    ray = need_ray(); mine = not ray.is_initialized()
+    ray = need_ray(); mine,own = not ray.is_initialized(),own_strategies(plan)
     if mine: ray.init(include_dashboard=False, log_to_driver=False, logging_level='ERROR')
     task = ray.remote(num_cpus=plan.threads, num_gpus=int(plan.device.startswith('cuda')), max_retries=0)(do_job)
     waiting,running = dict(todo),{}
@@ -398,7 +405,7 @@ def do_ray(path, todo:dict, plan):
         check_room([n['Resources'] for n in ray.nodes() if n['Alive']], plan)
         while waiting or running:
             undone = {*waiting, *running.values()}
-            for j in [j for j,needs in waiting.items() if undone.isdisjoint(needs)]: del waiting[j]; running[task.remote(str(path), j)] = j
+            for j in [j for j,needs in waiting.items() if undone.isdisjoint(needs)]: del waiting[j]; running[task.remote(str(path), j, own)] = j
             ref, = ray.wait(list(running))[0]
             try: ray.get(ref)
             except ray.exceptions.RayTaskError as e: raise (e.cause if isinstance(e.cause, PlasticityError) else e)

@@ -383,6 +383,20 @@ def detach(self:Collapse):
         for w in self.weights: w.detach()
         if self.own: self.inst.remove()
 
+# %% ../../nbs/rcg/02_collapse.ipynb #ecbd1efb
+@patch
+@torch.no_grad()
+def conservation(self:Collapse)->list: # of dicts, one for each matrix that is off its base
+    "What became of Σ|W|, read from the bytes."
+    out = []
+    for w in self.weights:
+        if w.name not in self.off: continue
+        now,base = w.measure(),w.magnitude
+        out.append(dict(matrix=w.name, layer=w.layer, part=w.part, drift=float((now.sum()-base.sum()).abs()/base.sum()), # of the whole matrix
+                        farthest=float(((now-w.multipliers*base).abs()/base.clamp(min=1e-300)).max()), # pathway from where its events have put it, as a share of its base
+                        changed=w.bytes_changed(), bytes=sum(p.numel()*p.element_size() for p in w.store.parts)))
+    return out
+
 # %% ../../nbs/rcg/02_collapse.ipynb #d96e1b56
 def replay(
     lm, # the same model, freshly loaded

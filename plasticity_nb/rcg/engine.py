@@ -23,7 +23,7 @@ from ..attention import Instrument, instrument
 from ..errors import PlasticityError
 from ..look import LINES, STATES, template
 from ..metrics import check_tokens, eval_mode
-from ..models import as_lm
+from ..models import as_lm, cache_name, cache_of
 from .activations import BatchCollapse
 from .collapse import Collapse, CollapseConfig, natural_threshold
 from .incoherence import Incoherence, IncoherenceConfig, neuron_variance
@@ -40,7 +40,7 @@ class Decoder:
         mask:torch.Tensor=None # [B, T], 1 at tokens; None: no padding
     ):
         self.model,self.ids,self.mask,self.cache = lm.model,ids,None if mask is None or bool(mask.all()) else mask.long(),None
-        self.takes = set(inspect.signature(lm.model.forward).parameters)
+        self.takes,self.cache_name = set(inspect.signature(lm.model.forward).parameters),cache_name(lm.model)
 
     def add(self,
         token:torch.Tensor # LongTensor [B]
@@ -59,13 +59,13 @@ class Decoder:
 def logits(self:Decoder)->torch.Tensor: # float32 [B, V]
     "What comes after the newest token."
     x = self.ids if self.cache is None else self.ids[:,-1:]
-    kw = dict(input_ids=x, use_cache=True, past_key_values=self.cache)
+    kw = {'input_ids': x, 'use_cache': True, self.cache_name: self.cache}
     if 'logits_to_keep' in self.takes: kw['logits_to_keep'] = 1
     if self.mask is not None:
         kw['attention_mask'] = self.mask
         if 'position_ids' in self.takes: kw['position_ids'] = (self.mask.cumsum(1)-1).clamp(min=0)[:,-x.shape[1]:]
     out = self.model(**kw)
-    self.cache = out.past_key_values
+    self.cache = cache_of(out)
     return out.logits[:,-1].float()
 
 # %% ../../nbs/rcg/04_engine.ipynb #abaad9c1
@@ -198,6 +198,11 @@ class Generation:
 
     def close(self): # stop here; the model is what it was
         self._steps.close()
+    @property
+    def written(self)->bool: # the last token is there; the model is given back when the next one is asked for, or by `close`
+        return bool(self.steps) and not self._goes_on(len(self.steps)-1)
+    @property
+    def closed(self)->bool: return self._steps.gi_frame is None # the model was given back
     def __enter__(self): return self
     def __exit__(self, *exc): self.close()
     def __del__(self): self.close()
@@ -246,7 +251,9 @@ def _record(self:Generation, step):
 @patch
 def _attach(self:Generation, stack):
     r,c,B = self.rcg,self.rcg.config,len(self.prompt)
-    if (other := WRITING.get(r.lm.model, lambda: None)()) is not None: other.close() # a text that was left in the middle
+    other = WRITING.get(r.lm.model, lambda: None)()
+    if other is not None and other._steps.gi_running: raise PlasticityError(f"another text is being written on {r.lm.name} at this moment: pause or close it first")
+    if other is not None: other.close() # a text that was left in the middle
     WRITING[r.lm.model] = weakref.ref(self)
     stack.callback(self.decoder.again) # its cache is large
     while r.run and r.path('trace').exists(): r.number += 1 # of an earlier text

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'HEAD_MEASURES', 'JOURNAL_COLUMNS', 'ENTROPY_SCALE', 'tokens_seen', 'row_measures', 'HeadLook',
-           'head_numbers', 'one_batch', 'token_batches', 'listener', 'look_at_heads', 'read_entropy_journal',
-           'journal_frame', 'EntropyJournalConfig', 'EntropyJournal', 'head_values', 'one_experiment', 'head_table',
-           'look_names', 'look_ticks', 'gate_events', 'inversion_tail', 'trends', 'Alarm', 'latest', 'entropy_alarm',
-           'head_looks_figure', 'dead_heads', 'collapsed_heads', 'specialisation', 'look_statistics', 'head_changes',
-           'journal_findings', 'report_tables', 'report_cell']
+           'head_numbers', 'one_batch', 'token_batches', 'listener', 'padding_args', 'look_at_heads',
+           'read_entropy_journal', 'journal_frame', 'EntropyJournalConfig', 'EntropyJournal', 'head_values',
+           'one_experiment', 'head_table', 'look_names', 'look_ticks', 'gate_events', 'inversion_tail', 'trends',
+           'Alarm', 'latest', 'entropy_alarm', 'head_looks_figure', 'entropy_figure', 'gate_figure', 'dead_heads',
+           'collapsed_heads', 'specialisation', 'look_statistics', 'head_changes', 'journal_findings', 'report_tables',
+           'report_cell']
 
 # %% ../../nbs/tracking/01_entropy_journal.ipynb #45d5bdd4
-import hashlib, math, re, time, weakref
+import hashlib, inspect, math, re, time, weakref
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -162,7 +163,9 @@ def one_batch(
     else: ids,mask = b,None
     if not torch.is_tensor(ids) or ids.is_floating_point() or ids.dim() not in (1, 2) or not ids.numel():
         raise PlasticityError(f"a batch of the dataloader is a {type(b).__name__} without tokens: give dicts with input_ids, tensors of token ids [texts, tokens], or the Blocks of token_blocks")
-    return ids.view(-1, ids.shape[-1]),None if mask is None else torch.as_tensor(mask).view(-1, ids.shape[-1])
+    mask = mask if mask is None else torch.as_tensor(mask)
+    if mask is not None and (mask.numel()!=ids.numel() or mask.shape[-1:]!=ids.shape[-1:]): raise PlasticityError(f"the attention mask of a batch has shape {list(mask.shape)} and its tokens {list(ids.shape)}: give a number for each token")
+    return ids.view(-1, ids.shape[-1]),None if mask is None else mask.view(-1, ids.shape[-1])
 
 def token_batches(
     dataloader, # iterable of batches, `Blocks`, or one tensor [N, T]
@@ -194,6 +197,16 @@ def listener(
     _anatomies[lm.model] = lm.anatomy
     with instrument(lm, gating=False) as inst: yield inst
 
+def padding_args(
+    body, # the model without its head
+    mask:torch.Tensor, # [B, T], 0 at padding; None
+    device # of the model
+)->dict: # arguments for the model
+    "What a model has to know of padding: where it is, and that a text begins after it."
+    if mask is None: return {}
+    from_left = not mask[:,0].all() and 'position_ids' in inspect.signature(body.forward).parameters
+    return dict(attention_mask=(m := mask.to(device))) | (dict(position_ids=(m.long().cumsum(1)-1).clamp(min=0)) if from_left else {})
+
 @torch.no_grad()
 def look_at_heads(
     model, # `Instrument`, `LM` or transformers decoder
@@ -205,10 +218,9 @@ def look_at_heads(
     with listener(model) as inst, eval_mode(inst.lm.model), (look := HeadLook(inst)).listen():
         lm,digest,n,tokens,known = inst.lm,hashlib.blake2b(digest_size=6),0,0,inst.lm.model.get_input_embeddings().num_embeddings
         for ids,look.padding in token_batches(dataloader, batch_size, max_batches):
-            if (top := int(ids.max()))>=known: raise PlasticityError(f"the texts hold token {top} but {lm.name} knows only {known}: use the model's own tokenizer")
+            if (odd := int(ids.min()))<0 or (odd := int(ids.max()))>=known: raise PlasticityError(f"the texts hold token {odd} but {lm.name} knows only {known}, from 0 on: use the model's own tokenizer")
             for t in (ids, look.padding): digest.update(b'' if t is None else t.cpu().to(torch.int32).numpy().tobytes())
-            kw = {} if look.padding is None else dict(attention_mask=look.padding.to(lm.device))
-            lm.model.base_model(input_ids=ids.to(lm.device), use_cache=False, **kw)
+            lm.model.base_model(input_ids=ids.to(lm.device), use_cache=False, **padding_args(lm.model.base_model, look.padding, lm.device))
             n,tokens = n+len(ids),tokens+(ids.numel() if look.padding is None else int(look.padding.sum()))
         if not tokens: raise PlasticityError("the dataloader holds no tokens: give it some texts, and a fresh one if it can be read only once")
         if not look.rows[0].all(): raise PlasticityError(f"nothing was heard of {lm.name}: its instrument was taken off, so put one on with instrument(lm), or give the bare model")
@@ -220,13 +232,15 @@ HEAD_MEASURES = ('gate','entropy','spread','normalized','first','output')
 JOURNAL_COLUMNS = ('experiment','look','cycle','name','layer','head',*HEAD_MEASURES)
 
 def read_entropy_journal(
-    path # an entropy_journal.jsonl; one that does not exist yet holds nothing
+    path # an entropy_journal.jsonl, or the folder it lies in; one that does not exist yet holds nothing
 )->Lines: # dicts as in the table above; `.torn` lists torn lines
     "The looks in a journal file."
-    lines = read_lines(path)
-    for l in lines:
-        if not isinstance(v := l.get('schema'), int) or 'entropy' not in l: raise PlasticityError(f"{path} holds lines that are no looks at heads: give an entropy_journal.jsonl")
+    path = Path(path)/'entropy_journal.jsonl' if Path(path).is_dir() else Path(path)
+    lines,need = read_lines(path),{'experiment','model','cycle','name','sequences','tokens','digest','layer','head',*HEAD_MEASURES}
+    for i,l in enumerate(lines, 1):
+        if type(v := l.get('schema')) is not int or v<1 or v<=SCHEMA and 'entropy' not in l: raise PlasticityError(f"{path} holds lines that are no looks at heads: give an entropy_journal.jsonl")
         if v>SCHEMA: raise PlasticityError(f"{path} is of schema {v} and this version of plasticity_nb reads up to {SCHEMA}: update it")
+        if need-set(l) or len({len(l[k]) if isinstance(l[k], list) else k for k in ('layer','head',*HEAD_MEASURES)})>1: raise PlasticityError(f"look {i} of {path} lacks {min(need-set(l), default='numbers of some heads')}: it was changed after it was written, so take the line out")
     return lines
 
 # %% ../../nbs/tracking/01_entropy_journal.ipynb #cdb743d0
@@ -265,8 +279,9 @@ class EntropyJournalConfig:
 
     def __post_init__(self):
         for n,least in dict(batch_size=1, max_batches=1, alarm_within=1, alarm_window=5).items():
-            if not (n=='max_batches' and self.max_batches is None) and (not isinstance(v := getattr(self, n), int) or v<least): raise PlasticityError(f"{n} {v!r} is not a whole number from {least}: give for instance {max(8, least)}")
-        if not 0<self.collapse_below<1 or not 0<self.alarm_level<1: raise PlasticityError(f"collapse_below {self.collapse_below} and alarm_level {self.alarm_level} must lie between 0 and 1: give for instance 0.1 and 0.01")
+            if not (n=='max_batches' and self.max_batches is None) and (not isinstance(v := getattr(self, n), int) or isinstance(v, bool) or v<least): raise PlasticityError(f"{n} {v!r} is not a whole number from {least}: give for instance {max(8, least)}")
+        if not all(isinstance(x, Real) and 0<x<1 for x in (self.collapse_below, self.alarm_level)): raise PlasticityError(f"collapse_below {self.collapse_below!r} and alarm_level {self.alarm_level!r} must lie between 0 and 1: give for instance 0.1 and 0.01")
+        if not isinstance(self.output_dir, (str, Path)): raise PlasticityError(f"output_dir {self.output_dir!r} is no folder: give its path")
         if not str(self.experiment_name).strip(): raise PlasticityError("experiment_name is empty: give the experiment a name")
 
 # %% ../../nbs/tracking/01_entropy_journal.ipynb #36a30b48
@@ -277,6 +292,7 @@ class EntropyJournal:
         **kwargs # such as output_dir='output/mine'
     ):
         self.config = EntropyJournalConfig(**kwargs) if config is None else config
+        if not isinstance(self.config, EntropyJournalConfig): raise PlasticityError(f"a {type(config).__name__} is no EntropyJournalConfig: give one, or its settings by name, such as output_dir='output/mine'")
         self.folder = Path(self.config.output_dir).expanduser()
         self.path,self._read,self._done = self.folder/'entropy_journal.jsonl',(None, Lines()),set()
         try: self.folder.mkdir(parents=True, exist_ok=True)
@@ -325,7 +341,7 @@ def one_experiment(
     frame # as `journal_frame` gives it
 ): # the same
     "Raise unless a table holds looks of one experiment."
-    need = {'look','cycle','layer','head'}-set(frame.columns)
+    need = {'look','cycle','layer','head'}-set(getattr(frame, 'columns', ()))
     if need: raise PlasticityError(f"the table has no column {min(need)}: give the frame of an entropy journal")
     if not len(frame): raise PlasticityError("the journal is empty: record a model state first")
     if frame.duplicated(['look','layer','head']).any(): raise PlasticityError(f"the table holds several experiments ({', '.join(map(str, frame.experiment.unique()[:3])) if 'experiment' in frame else 'rows twice'}): choose one, as journal_frame(lines, experiment) does")
@@ -502,25 +518,37 @@ def slug(self:EntropyJournal)->str: # how files of the experiment begin
     return re.sub(r'[^\w.-]+', '-', str(self.config.experiment_name)).strip('-.') or 'experiment'
 
 
-@patch
-def visualize_entropy_evolution(self:EntropyJournal)->go.Figure: # also written as <experiment>_entropy.html
+def entropy_figure(
+    frame # of one experiment
+)->go.Figure: # two panels
     "How the normalized entropy of every head changes, and the middle of all open heads."
-    f = one_experiment(self.frame())
+    f = one_experiment(frame)
     t = head_table(f).where(head_table(f, 'gate')>0)
     low,mid,high = (t.quantile(q).tolist() for q in (.25, .5, .75)); x,c = list(range(t.shape[1])),LINES['random'].color
     text = [escape(n) for n in look_names(f)]
     above = [go.Scatter(x=x+x[::-1], y=high+low[::-1], fill='toself', fillcolor=c, opacity=.22, line_width=0, mode='lines', hoverinfo='skip', name='middle half of open heads'),
              go.Scatter(x=x, y=mid, mode='lines+markers', line=dict(color=c, width=2), text=text, hovertemplate='look %{text}<br>median %{y:.3f}<extra></extra>', name='median')]
-    return self._write(head_looks_figure(f, 'normalized', 'normalized entropy', ENTROPY_SCALE, (0, 1), above, dict(title='normalized<br>entropy'), 'How widely each head looks',
-        '0: at one token, 1: at all tokens alike; closed heads are left out'), 'entropy')
+    return head_looks_figure(f, 'normalized', 'normalized entropy', ENTROPY_SCALE, (0, 1), above, dict(title='normalized<br>entropy'), 'How widely each head looks',
+        '0: at one token, 1: at all tokens alike; closed heads are left out')
+
+def gate_figure(
+    frame # of one experiment
+)->go.Figure: # two panels
+    "How the gate of every head changes, and how many are open."
+    f = one_experiment(frame)
+    n,c,text = (head_table(f, 'gate')>0).sum().tolist(),STATES['alive'].color,[escape(x) for x in look_names(f)]
+    above = [go.Scatter(x=list(range(len(n))), y=n, mode='lines+markers', line=dict(color=c, width=2, shape='hv'), text=text, hovertemplate='look %{text}<br>%{y} open<extra></extra>', name='open heads')]
+    return head_looks_figure(f, 'gate', 'gate', GATE_SCALE, (0, 1), above, dict(title='open heads', rangemode='tozero'), 'Which heads are open', '0: closed, 1: open')
+
+@patch
+def visualize_entropy_evolution(self:EntropyJournal)->go.Figure: # also written as <experiment>_entropy.html
+    "The entropy of every head, look by look."
+    return self._write(entropy_figure(self.frame()), 'entropy')
 
 @patch
 def visualize_gate_evolution(self:EntropyJournal)->go.Figure: # also written as <experiment>_gates.html
-    "How the gate of every head changes, and how many are open."
-    f = one_experiment(self.frame())
-    n,c,text = (head_table(f, 'gate')>0).sum().tolist(),STATES['alive'].color,[escape(x) for x in look_names(f)]
-    above = [go.Scatter(x=list(range(len(n))), y=n, mode='lines+markers', line=dict(color=c, width=2, shape='hv'), text=text, hovertemplate='look %{text}<br>%{y} open<extra></extra>', name='open heads')]
-    return self._write(head_looks_figure(f, 'gate', 'gate', GATE_SCALE, (0, 1), above, dict(title='open heads', rangemode='tozero'), 'Which heads are open', '0: closed, 1: open'), 'gates')
+    "The gate of every head, look by look."
+    return self._write(gate_figure(self.frame()), 'gates')
 
 # %% ../../nbs/tracking/01_entropy_journal.ipynb #33bb0876
 def dead_heads(
@@ -588,7 +616,7 @@ def journal_findings(
         said.append(f"Mean normalized entropy of open heads: {number(a.normalized)} → {number(b.normalized)}; of the {len(both)} that are open at both ends: {number(both.iloc[:,0].mean())} → {number(both.iloc[:,-1].mean())}. Share of attention on the first token: {number(a['first'])} → {number(b['first'])}.")
         if len(ch): said.append(f"Per head, the normalized entropy changed by {ch.change.abs().mean():.3f} on average; it fell in {int((ch.change<0).sum())} heads and rose in {int((ch.change>0).sum())}.")
         if len(sp): said.append(f"Specialisation: the spread between the heads of a layer went from {sp.start.mean():.3f} to {sp.end.mean():.3f} on average; it grows beyond chance in {int(sp.growing.sum())} of {len(sp)} layers.")
-    return said + [f"{len(dead)} heads are dead, {len(low)} collapsed (normalized entropy below {config.collapse_below:g}).", str(alarm)]
+    return said + [f"{len(dead)} head{' is' if len(dead)==1 else 's are'} dead, {len(low)} collapsed (normalized entropy below {config.collapse_below:g}).", str(alarm)]
 
 def report_tables(
     frame, # of one experiment

@@ -14,6 +14,7 @@ __all__ = ['RHYTHM_UNITS', 'STILL', 'MOVING', 'DRAWINGS', 'head_deviations', 'St
 import io, math
 from dataclasses import dataclass
 from html import escape
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ RHYTHM_UNITS = {None: ('entropy','nats'), 'context': ('normalized','of log conte
 def _unit(normalize):
     "The key into `RHYTHM_UNITS`; True and False, which older notebooks give, mean 'z' and None."
     normalize = {True:'z', False:None}.get(normalize, normalize) if isinstance(normalize, bool) else normalize
-    if normalize not in RHYTHM_UNITS: raise PlasticityError(f"normalize {normalize!r} is not known: use None for nats, 'context' for entropy over the log of the tokens seen, or 'z' for z-scores of each head")
+    if not isinstance(normalize, str | None) or normalize not in RHYTHM_UNITS: raise PlasticityError(f"normalize {normalize!r} is not known: use None for nats, 'context' for entropy over the log of the tokens seen, or 'z' for z-scores of each head")
     return normalize
 
 def head_deviations(
@@ -46,7 +47,7 @@ def head_deviations(
     column,_ = RHYTHM_UNITS[normalize := _unit(normalize)]
     t = head_table(df, column)
     if smooth_window is not None:
-        if not isinstance(smooth_window, int) or smooth_window<1: raise PlasticityError(f"smooth_window {smooth_window!r} is not a number of looks: give a whole number from 1, or None")
+        if not isinstance(smooth_window, int) or isinstance(smooth_window, bool) or smooth_window<1: raise PlasticityError(f"smooth_window {smooth_window!r} is not a number of looks: give a whole number from 1, or None")
         t = t.T.rolling(smooth_window, center=True, min_periods=1).mean().T.where(t.notna())
     d = t.sub(t.mean(axis=1), axis=0)
     if normalize!='z': return d
@@ -87,6 +88,7 @@ def stacked(
     "Put the heads of a model below each other."
     d = head_deviations(df, normalize, smooth_window)
     if layers is not None:
+        if not isinstance(layers, (list, tuple, set, range)) or not layers: raise PlasticityError(f"layers {layers!r} cannot be drawn: give a list of numbers of layers, or None for all")
         if (odd := set(layers)-set(d.index.get_level_values(0))): raise PlasticityError(f"the journal has no layer {min(odd)}: choose from 0 to {d.index.get_level_values(0).max()}")
         d = d.loc[sorted(set(layers))]
     gates,each = head_table(df, 'gate').loc[d.index],layers is not None or len(d)<=most
@@ -287,7 +289,8 @@ def write_figure_page(
     title:str # of the window
 )->Path: # the file
     "Write a figure as a page of its own, light or dark as the reader's system is."
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try: path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise PlasticityError(f"{path} cannot be written ({e.strerror or e}): choose another place") from e
     return write_whole(path, page_html(title, Main(P(id='broken', cls='broken'), figure_part(fig))))
 
 def write_sheet(
@@ -429,7 +432,7 @@ def head_deltas(
     t = head_deviations(df, normalize)
     if baseline=='previous': return t.diff(axis=1),'the look before'
     look = t.columns[0] if baseline=='first' else baseline
-    if look not in t.columns: raise PlasticityError(f"baseline {baseline!r} is neither 'first' nor 'previous' nor a look from {t.columns[0]} to {t.columns[-1]}: give one of these")
+    if not isinstance(look, Integral) or look not in t.columns: raise PlasticityError(f"baseline {baseline!r} is neither 'first' nor 'previous' nor a look from {t.columns[0]} to {t.columns[-1]}: give one of these")
     return t.sub(t[look], axis=0),f'look {look_names(df)[list(t.columns).index(look)]}'
 
 def delta_sheet(t, df, label, span, title, subtitle, dark): # matplotlib figure
@@ -487,6 +490,7 @@ def plot_entropy_rhythm_from_file(
     **kwargs # for the function that draws
 ): # figure, or the path of the file
     "Draw a journal that lies in a file."
+    if not isinstance(journal_path, (str, Path)): raise PlasticityError(f"a {type(journal_path).__name__} is no path: give an entropy_journal.jsonl or the folder it lies in")
     path = Path(journal_path).expanduser()
     path = path/'entropy_journal.jsonl' if path.is_dir() else path
     if not path.exists(): raise PlasticityError(f"there is no journal {path}: give an entropy_journal.jsonl or the folder it lies in")
@@ -555,6 +559,9 @@ def analyze_rhythm(
 )->Rhythm: # the verdict of each layer, with what it rests on
     "Test each layer of a model for a rhythm."
     import pandas as pd
+    for name,v in dict(shuffles=shuffles, least=least).items():
+        if not isinstance(v, Integral) or v<(19 if name=='shuffles' else 1): raise PlasticityError(f"{name} {v!r} is not a whole number of at least {19 if name=='shuffles' else 1}: give for instance {999 if name=='shuffles' else 4}")
+    if not isinstance(level, Real) or not 1/(1+shuffles)<=level<1: raise PlasticityError(f"level {level!r} cannot be tested with {shuffles} shuffles: give a chance from {1/(1+shuffles):.3g} to 1, or more shuffles")
     means = head_table(df, measure).where(head_table(df, 'gate')>0).groupby(level=0).mean()
     whole = means.dropna(); y = whole.values; n = y.shape[1]
     if n<4*least: raise PlasticityError(f"{n} looks are too few to speak of a rhythm: record at least {4*least}")

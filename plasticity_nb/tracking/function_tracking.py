@@ -6,16 +6,17 @@
 __all__ = ['SCORE_WEIGHTS', 'SCORE_DIGITS', 'FUNCTION_SCHEMA', 'PART_LINES', 'HOW_SCORED', 'CYCLE_HEAD', 'LAYER_HEAD',
            'HEAD_HEAD', 'output_rows', 'u_centred', 'hsic_terms', 'cka', 'Call', 'CallRecord', 'pattern_rows',
            'row_pieces', 'jensen_shannon', 'pattern_similarity', 'best_pairs', 'writing_gram', 'numbered_layers',
-           'Reading', 'Reader', 'prompt_ids', 'check_alike', 'Comparison', 'function_score', 'compare_models',
-           'FunctionTrackingConfig', 'read_comparisons', 'FunctionTracker', 'part_trace', 'likeness_figure',
-           'divergence_figure', 'function_figure', 'markdown_text', 'markdown_table', 'cycle_title', 'changed_most',
-           'function_findings', 'cycle_rows']
+           'Reading', 'Reader', 'encoded_rows', 'prompt_ids', 'check_alike', 'Comparison', 'function_score',
+           'compare_models', 'FunctionTrackingConfig', 'read_comparisons', 'FunctionTracker', 'part_trace',
+           'likeness_figure', 'divergence_figure', 'function_figure', 'markdown_text', 'markdown_table', 'cycle_title',
+           'changed_most', 'function_findings', 'cycle_rows']
 
 # %% ../../nbs/tracking/02_function_tracking.ipynb #82599c99
 import math, re, time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from html import escape
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -218,14 +219,25 @@ def read(self:Reader,
     return Reading(y.logits[0], [h[0] for h in (getattr(y, 'hidden_states', None) or ())[1:]], record.calls, written)
 
 # %% ../../nbs/tracking/02_function_tracking.ipynb #a6c6ecf3
+def encoded_rows(
+    batch # what a tokenizer gives: input_ids, and attention_mask if there is padding
+)->list: # of LongTensor [T]
+    "The rows of an encoded batch, without padding."
+    ids = [torch.as_tensor(r) for r in batch['input_ids']]
+    real = [torch.as_tensor(r) for r in batch['attention_mask']] if 'attention_mask' in batch else [torch.ones_like(r) for r in ids]
+    ids,real = ([torch.stack(x)] if x and not x[0].dim() else x for x in (ids, real))
+    return [i[m.bool()] for i,m in zip(ids, real)]
+
 def prompt_ids(
-    prompts, # texts, or token ids: a list, LongTensor [N, T] or `Blocks`
+    prompts, # texts, or token ids: a list, LongTensor [N, T], `Blocks`, or what a tokenizer gives
     tokenizer=None, # of transformers, or the `LM` that has it; needed for texts
     max_length:int=128 # tokens; what is longer is cut off
 )->list: # of LongTensor [T]
     "The tokens of some prompts."
-    prompts = getattr(prompts, 'ids', prompts)
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = encoded_rows(prompts) if hasattr(prompts, 'keys') and 'input_ids' in prompts else getattr(prompts, 'ids', prompts)
+    prompts = [prompts] if isinstance(prompts, str) or hasattr(prompts, 'keys') or not hasattr(prompts, '__iter__') or getattr(prompts, 'ndim', 2)==1 and torch.is_tensor(prompts) else list(prompts)
+    for p in prompts:
+        if not isinstance(p, (str, list, tuple)) and not (hasattr(p, 'tolist') and getattr(p, 'ndim', 0)==1): raise PlasticityError(f"a {type(p).__name__} is no prompt: give texts, lists of token ids, or what the tokenizer makes of texts")
     tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)
     if not prompts: raise PlasticityError("there is no prompt to compare models on: give at least one")
     if tokenizer is None and any(isinstance(p, str) for p in prompts): raise PlasticityError("prompts are texts but there is no tokenizer: give the models' own, or prompts as token ids")
@@ -238,14 +250,14 @@ def prompt_ids(
 # %% ../../nbs/tracking/02_function_tracking.ipynb #111a3973
 def check_alike(
     a:Reader, b:Reader, # before and after
-    top:int # the largest token of the prompts
+    top:int # a token of the prompts: the largest, or one below 0
 ):
     "Raise unless two models can be compared on some prompts."
     size = [(r.lm.model.config.get_text_config(decoder=True).num_hidden_layers, len(r.layers), r.lm.model.get_input_embeddings().num_embeddings) for r in (a, b)]
     names = f"{a.lm.name} and {b.lm.name}" if a.lm.name!=b.lm.name else f"the two models called {a.lm.name}"
     if size[0][:2]!=size[1][:2]: raise PlasticityError(f"{names} have {size[0][0]} and {size[1][0]} layers: only models of the same depth can be compared layer by layer")
     if size[0][2]!=size[1][2]: raise PlasticityError(f"{names} have vocabularies of {size[0][2]:,} and {size[1][2]:,} tokens: only models of the same vocabulary can be compared")
-    if top>=size[0][2]: raise PlasticityError(f"the prompts hold token {top} but the models know only {size[0][2]:,}: give the tokenizer that belongs to them")
+    if not 0<=top<size[0][2]: raise PlasticityError(f"the prompts hold token {top} but the models know only {size[0][2]:,}: give the tokenizer that belongs to them")
 
 # %% ../../nbs/tracking/02_function_tracking.ipynb #f2981985
 class Comparison:
@@ -398,7 +410,7 @@ def compare_models(
     same = as_lm(before).model is as_lm(after).model
     with Reader(after if same and isinstance(after, Instrument) else before) as a:
         with (Reader(a.inst) if same else Reader(after)) as b:
-            check_alike(a, b, max(int(x.max()) for x in ids))
+            check_alike(a, b, low if (low := min(int(x.min()) for x in ids))<0 else max(int(x.max()) for x in ids))
             both = Comparison(a, b)
             for x in ids: both.add(x, ra := a.read(x), ra if same else b.read(x))
             return dict(before=a.lm.name, after=b.lm.name, prompts=len(ids), tokens=sum(map(len, ids)), digest=digest_tensors({str(i):x for i,x in enumerate(ids)})[:16], **both.result())
@@ -421,6 +433,7 @@ def read_comparisons(
     lines = read_lines(path)
     odd = next((r for r in lines if r.get('schema')!=FUNCTION_SCHEMA), None)
     if odd is not None: raise PlasticityError(f"{path} holds lines of schema {odd.get('schema')}, and this version reads schema {FUNCTION_SCHEMA}: update plasticity_nb, or choose another output_dir")
+    if any(not {'experiment','cycle_idx','cycle_name','score','parts','outputs','layers','heads'}<=set(r) for r in lines): raise PlasticityError(f"{path} holds lines that are no comparisons: give a function_tracking.jsonl, or choose another output_dir")
     return [r for r in lines if experiment_name in (None, r['experiment'])]
 
 class FunctionTracker:
@@ -429,6 +442,7 @@ class FunctionTracker:
         config:FunctionTrackingConfig=None # default: all defaults
     ):
         self.config = config or FunctionTrackingConfig()
+        if not isinstance(self.config, FunctionTrackingConfig): raise PlasticityError(f"a {type(config).__name__} is no FunctionTrackingConfig: give one, such as FunctionTrackingConfig(output_dir='output/mine')")
         self.folder = Path(self.config.output_dir).expanduser()
         try: self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise PlasticityError(f"{self.folder} cannot be made ({e.strerror}): choose another output_dir") from e
@@ -450,6 +464,7 @@ def track_function(self:FunctionTracker,
     cycle_name:str='' # what was done
 )->dict: # the line that was written
     "Compare two models and keep the result."
+    if not isinstance(cycle_idx, Integral): raise PlasticityError(f"cycle_idx {cycle_idx!r} is not a whole number: count the cycles")
     t = time.perf_counter()
     found = compare_models(model_before, model_after, test_prompts, tokenizer, self.config.max_length)
     about = dict(schema=FUNCTION_SCHEMA, time=round(time.time(), 3), seconds=round(time.perf_counter()-t, 3), experiment=self.config.experiment_name, cycle_idx=int(cycle_idx), cycle_name=str(cycle_name))

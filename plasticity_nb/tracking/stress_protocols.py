@@ -17,6 +17,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from importlib.resources import files
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -210,6 +211,7 @@ def read_rows(
     most:int=20_000 # rows; the rest is not read
 )->Rows:
     "The rows of a data loader."
+    if not hasattr(loader, '__iter__') and not hasattr(loader, '__getitem__'): raise PlasticityError(f"the dataloader of task {name!r} is a {type(loader).__name__}: give batches of token ids, a text or a data set")
     pairs = list(itertools.islice((r for b in loader for r in batch_rows(b, name)), most))
     if not pairs: raise PlasticityError(f"the dataloader of task {name!r} is empty: give at least one batch")
     return pad_rows(pairs)
@@ -353,7 +355,8 @@ class Subject:
         vocab,longest = inst.lm.model.get_input_embeddings().num_embeddings,getattr(inst.lm.model.config.get_text_config(decoder=True), 'max_position_embeddings', None)
         for t in tasks.values():
             top,size = (max(int(f(r)) for r in (t.train, t.held)) for f in (lambda r: r.ids.max(), lambda r: r.ids.shape[1]))
-            if top>=vocab: raise PlasticityError(f"task {t.name!r} holds token {top} but {self.name} knows only {vocab}: make it with the model's own tokenizer")
+            if (low := min(int(r.ids.min()) for r in (t.train, t.held)))<0: top = low
+            if not 0<=top<vocab: raise PlasticityError(f"task {t.name!r} holds token {top} but {self.name} knows only {vocab}: make it with the model's own tokenizer")
             if longest and size>longest: raise PlasticityError(f"the rows of task {t.name!r} have {size} tokens but {self.name} knows {longest} positions: give shorter rows")
             if t.train.padded and not self.fn: raise PlasticityError(f"the rows of task {t.name!r} are padded, and learn would learn the padding too: cut rows of one length with token_blocks, or give a fine_tuning_fn")
 
@@ -457,7 +460,8 @@ def check(self:StressProtocolConfig)->StressProtocolConfig: # itself
     if min(self.seeds)<0 or max(self.seeds)>10**9: raise PlasticityError(f"seeds {self.seeds} are not all from 0 to a billion: give for instance (0, 1, 2)")
     for n,least in dict(cycles=1, recovery_steps=1, recovery_batch_size=1, looks=1, block_len=8, train_rows=1).items():
         if not isinstance(v := getattr(self, n), int) or isinstance(v, bool) or v<least: raise PlasticityError(f"{n} {v!r} is not a whole number of at least {least}: give for instance {max(2, least)}")
-    if not 0<self.recovery_learning_rate<math.inf: raise PlasticityError(f"recovery_learning_rate {self.recovery_learning_rate!r} is not a positive number: give for instance 1e-4")
+    if self.held_rows is not None and (not isinstance(self.held_rows, int) or isinstance(self.held_rows, bool) or self.held_rows<1): raise PlasticityError(f"held_rows {self.held_rows!r} is not a whole number of at least 1: give for instance 16, or None")
+    if not isinstance(self.recovery_learning_rate, Real) or not 0<self.recovery_learning_rate<math.inf: raise PlasticityError(f"recovery_learning_rate {self.recovery_learning_rate!r} is not a positive number: give for instance 1e-4")
     for n in ('conflict_ratio','damage_ratio'): check_share(getattr(self, n), n)
     if self.protocol_type not in PROTOCOLS: raise PlasticityError(f"there is no protocol {self.protocol_type!r}: choose from {', '.join(PROTOCOLS)}")
     if self.experiment_name and not re.fullmatch(r'\w[\w.+=-]*', self.experiment_name): raise PlasticityError(f"{self.experiment_name!r} is no name for a folder: use letters, digits, dots, dashes and underscores")
@@ -465,6 +469,13 @@ def check(self:StressProtocolConfig)->StressProtocolConfig: # itself
 
 # %% ../../nbs/tracking/03_stress_protocols.ipynb #1da93f80
 PROTOCOLS = {} # protocol_type: class
+
+def _settings(
+    config # `StressProtocolConfig`, or None
+)->StressProtocolConfig:
+    "The settings, or all defaults."
+    if not isinstance(config, StressProtocolConfig | None): raise PlasticityError(f"a {type(config).__name__} is no StressProtocolConfig: give one, such as StressProtocolConfig(cycles=2)")
+    return config or StressProtocolConfig()
 
 class StressProtocol:
     "What all protocols have in common."
@@ -474,7 +485,7 @@ class StressProtocol:
     def __init__(self,
         config:StressProtocolConfig=None # `protocol_type` is the one of the class
     ):
-        self.config = replace(config or StressProtocolConfig(), protocol_type=self.kind).check()
+        self.config = replace(_settings(config), protocol_type=self.kind).check()
         if len(self.config.tasks)<self.least: raise PlasticityError(f"{self.kind} needs {self.least} tasks and there is {', '.join(self.config.tasks)} alone: name one more")
         self.run = None
     def closes(self, subject)->int: return 0 # heads that a cycle closes
@@ -577,6 +588,15 @@ def _open_run(
     return run
 
 # %% ../../nbs/tracking/03_stress_protocols.ipynb #fdc74be2
+def _loaders(
+    given, # dict by task, or None
+    tasks:tuple # names
+)->dict: # the same
+    "Raise unless what is given belongs to tasks of the protocol."
+    if given is not None and not hasattr(given, 'keys'): raise PlasticityError(f"a {type(given).__name__} is no dict of dataloaders: give one for each task by its name, such as {{{tasks[0]!r}: loader}}")
+    if odd := [k for k in given or () if k not in tasks]: raise PlasticityError(f"there is a dataloader for {odd[0]!r}, and the tasks are {', '.join(tasks)}: name it as its task, or add the task")
+    return dict(given or {})
+
 def _kept_cell(
     path:Path # of its file
 )->dict: # None if it has to be done
@@ -605,7 +625,7 @@ def run_protocol(self:StressProtocol,
     resume=None # run folder of a run that was stopped
 ): # `StressReport`
     "Run the protocol with its controls and write its run folder."
-    c,given = self.config,dict(dataloaders or {})
+    c,given = self.config,_loaders(dataloaders, self.config.tasks)
     check_fine_tuning(fine_tuning_fn)
     sizes = dict(block_len=c.block_len, train_rows=c.train_rows, held_rows=c.held_rows)
     tasks = {n: as_task(n, given.get(n), as_lm(model), **sizes) for n in c.tasks}
@@ -632,7 +652,7 @@ def run_plasticity_stress_loop(
     resume=None # run folder of a run that was stopped
 ): # `StressReport`
     "Run a stress protocol."
-    config = replace(config or StressProtocolConfig(), **({} if tasks is None else dict(tasks=tasks))).check()
+    config = replace(_settings(config), **({} if tasks is None else dict(tasks=tasks))).check()
     return PROTOCOLS[config.protocol_type](config).run_protocol(model, dataloaders, fine_tuning_fn, resume)
 
 # %% ../../nbs/tracking/03_stress_protocols.ipynb #19046589
@@ -794,7 +814,7 @@ def _shown(
 )->str: # such as '1.05 (1.02 to 1.09)'
     "A mean with its interval, for people."
     if not x or x['mean'] is None: return '–'
-    say = lambda v: format(v, form).replace('-', '−')
+    say = lambda v: format(v, 'z'+form).replace('-', '−') # z: no −0.00
     said = [] if x['low'] is None or say(x['low'])==say(x['high']) else [f"{say(x['low'])} to {say(x['high'])}"]
     if x['n']<seeds: said.append(f"{x['n']} of {seeds}")
     return say(x['mean']) + (f" ({', '.join(said)})" if said else '')
