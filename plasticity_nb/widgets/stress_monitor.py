@@ -6,7 +6,7 @@
 __all__ = ['SIGNAL_LINES', 'HOW', 'MONITOR_CSS', 'ROWS', 'Speech', 'token_part', 'Buckets', 'short', 'grid', 'signal_words',
            'domains', 'stress_figure', 'dressed', 'told', 'Text', 'StressMonitor']
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #f2634831
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #c5bcfad4
 import math, threading, time
 from dataclasses import replace
 from html import escape
@@ -26,7 +26,7 @@ from ..rcg.engine import RCG, RCGConfig
 from ..rcg.stress import TARGETINGS
 from .panel import LIGHT, Budget, Panel, drawing
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #aabda1a3
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #a0d94f55
 class Speech(anywidget.AnyWidget):
     "A text that grows token by token."
     _esm = '''
@@ -64,7 +64,7 @@ class Speech(anywidget.AnyWidget):
     label = traitlets.Unicode('text').tag(sync=True)
     most = traitlets.Int(400).tag(sync=True) # tokens that are shown: the newest
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #c711a034
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #061ca404
 @patch
 def clear(self:Speech,
     prompt:str='' # is shown in grey
@@ -88,7 +88,7 @@ def __init__(self:Speech, **kwargs):
     self.parts,self.at = [],0 # kept here for a view that opens later; number of the first of them
     self.on_msg(lambda *_: self.send(dict(at=self.at, parts=self.parts, whole=True)))
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #5efeb868
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #e43ea67a
 def token_part(
     step, # `Step`
     signals:dict # signal -> float, of this step
@@ -101,7 +101,7 @@ def token_part(
     marks = ' '.join(['moved']*bool(moved)+['back']*back+['end']*('\n' in step.text and not step.text.strip()))
     return [step.text, round(100*min(1, max(0, signals['incoherence']))), '; '.join(said), marks]
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #f809ba83
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #e302f7cc
 class Buckets:
     "The neurons of all layers in about a thousand buckets."
     def __init__(self,
@@ -118,7 +118,7 @@ class Buckets:
         if not 0<=layer<len(self.widths) or not 0<=bucket*self.size[layer]<self.widths[layer]: raise PlasticityError(f"there is no bucket {bucket} of neurons in layer {layer}: give a layer from 0 to {len(self.widths)-1}, and a bucket from 0 to {self.rows-1}")
         return range(bucket*self.size[layer], min(self.widths[layer], (bucket+1)*self.size[layer]))
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #e4242d30
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #b4445b1f
 def short(x)->list: # of numbers, or of lists of them
     "Numbers as a browser needs them: a thousandth is finer than a pixel."
     return [short(y) if isinstance(y, list) else round(y, 3) for y in (x.tolist() if torch.is_tensor(x) else x)]
@@ -139,7 +139,7 @@ def highest(self:Buckets,
     x = torch.zeros(self.none.numel(), device=field.index.device).scatter_reduce_(0, self.of[field.index], field.value, 'amax')
     return grid(x.view(self.none.shape).cpu(), ~self.none)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #d6977399
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #7fb34684
 SIGNAL_LINES = dict(entropy=(STATES['revived'].color, 'dash'), repetition=(STATES['pruned'].color, 'solid'), attention=(STATES['alive'].color, 'dot'), dynamism=(STATES['growing'].color, 'dashdot'), incoherence=(LINES['dense'].color, 'solid'))
 #: signal -> how its line is drawn
 
@@ -159,7 +159,7 @@ def domains(
     return dict(heads=('', [0,.42], [.56,.95], 'Stress of heads'), neurons=('2', [0,.42], [0,.44], 'Stress of neurons, in buckets'),
                 signals=('3', right, [.74,.95], ''), stress=('4', right, [.36,.6], 'Highest stress'), drill=('5', right, [0,.22], 'Neurons'))
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #2e2a4fe2
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #708d7bd9
 def stress_figure(
     exists:torch.Tensor, # BoolTensor [layers, heads]
     buckets:Buckets=None, # of the neurons, if they are watched
@@ -183,7 +183,7 @@ def stress_figure(
         shapes=[dict(type='line', xref='x4 domain', yref='y4', x0=0, x1=1, y0=threshold, y1=threshold, line=dict(color=quiet, width=1.2, dash='dot'))])
     return dressed(fig, where, L, H, buckets, signals)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #ec173bfb
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #659a21fc
 def dressed(fig, where, L, H, buckets, signals):
     "Axes and titles of the figure."
     step = lambda n: dict(tickmode='linear', tick0=0, dtick=next(d for d in (1, 2, 4, 5, 10, 20, 50, 100, 500, n) if n<=10*d), showgrid=False, zeroline=False)
@@ -198,7 +198,7 @@ def dressed(fig, where, L, H, buckets, signals):
     for n in ('3','4'): fig.update_layout({f'xaxis{n}':dict(range=[0, 32])})
     return fig
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #c0cc6624
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #3b7e65c9
 HOW = ('on','off','random sites')
 #: RCG as it is; watch only; and the control, the same rule at random places
 
@@ -219,7 +219,7 @@ def told(
     if event['refused']: return said+f"under stress {max(event['stress']):.2f}; refused, {escape(event['refused'])}"
     return said+f"gave {min(share):.0%}{f' to {max(share):.0%}' if len(set(share))>1 else ''} of their weight to {who(t['dst'])}".replace('their', 'its' if len(t['src'])==1 else 'their')
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #310ca506
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #b4ead1e6
 class Text:
     "A text in the monitor: what is drawn of it, and what became of its events."
     def __init__(self,
@@ -243,7 +243,7 @@ class Text:
     def told(self, e): # in words
         return told(e, getattr(self.g.collapse.by_name[e['transfer']['matrix']], 'heads', None) if e['kind']=='collapse' else None)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #958e0802
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #9eb6c180
 @patch
 def write(self:Text):
     "One token more."
@@ -287,7 +287,7 @@ def numbers(self:Text)->str: # HTML-safe
     n = sum(self.state(e)!='' for e in self.events)
     return f"{len(t)} tokens · rep-4 {rep_n(t, 4):.2f} · mean incoherence {float(self.g.signals['incoherence'][0].mean()):.2f} · {n} collapse{'s'*(n!=1)}"
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #9ce1d899
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #9cef0fb1
 class StressMonitor(Panel):
     "Watch a model write, and its stress."
     def __init__(self,
@@ -320,7 +320,7 @@ class StressMonitor(Panel):
     @property
     def going(self)->bool: return bool(self.texts) and not self.text.g.closed and not (self.text.g.written and not self.jobs) # there is more to write
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #05109af8
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #8eda8c8f
 MONITOR_CSS = '''.plasticity-panel .plasticity-row{display:flex;flex-flow:row wrap;gap:6px 14px;align-items:center;margin:0 0 8px}
 .plasticity-panel .plasticity-speak{display:grid;grid-template-columns:repeat(auto-fit,minmax(310px,1fr));gap:14px;align-items:start;overflow:hidden}
 .plasticity-panel .plasticity-text{white-space:pre-wrap;overflow-wrap:anywhere;font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:13px;line-height:1.6;height:224px;overflow-y:auto;padding:8px 10px;border:1px solid var(--grid);border-radius:4px;background:var(--paper)}
@@ -334,7 +334,7 @@ MONITOR_CSS = '''.plasticity-panel .plasticity-row{display:flex;flex-flow:row wr
 .plasticity-panel .plasticity-wide{overflow-x:auto}.plasticity-panel .plasticity-wide>*{flex:1 1 auto;min-width:600px}
 .plasticity-panel .plasticity-event{align-items:center;min-height:38px;border-bottom:1px solid var(--grid)}.plasticity-panel .plasticity-event>:first-child{flex:1 1 auto;min-width:0}'''
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #52a1e2b5
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #ba7fc8de
 @patch
 def button(self:StressMonitor,
     name:str, # on it
@@ -367,7 +367,7 @@ def _build(self:StressMonitor, prompt, tokens):
               row(HBox([HTML('RCG'), self.how]), self.targeting, self.threshold, self.elasticity), row(self.against, self.buttons['compare'], note), self.said, self._speaking(), *self._picture())
     self._reset_view(); self._rest()
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #200eed49
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #6e593c39
 ROWS = 5 # events on a page of the log
 
 @patch
@@ -399,7 +399,7 @@ def _picture(self:StressMonitor):
     self.traces['neurons'].on_click(lambda t,points,s: points.xs and self.guarded(lambda: self.look(points.xs[0], points.ys[0]))())
     return [wide, HBox([self.layer, self.bucket, HTML('<span class="plasticity-small">Neurons of one bucket: choose it here, or click it.</span>')]).add_class('plasticity-row')]
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #f9241f44
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #ea162806
 @patch
 def _draw(self:StressMonitor):
     "Show what has come since the last drawing."
@@ -428,7 +428,7 @@ def _draw_figure(self:StressMonitor, x):
         f.layout.yaxis4.range = [0, 1.15*max(threshold, float(stress.max()))]
         if self.buckets: at['neurons'].z = self.buckets.highest(field); self._bars(f, field)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #f80058eb
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #1cdfb249
 @patch
 def _bars(self:StressMonitor, f, field):
     "The neurons of the chosen bucket."
@@ -457,7 +457,7 @@ def look(self:StressMonitor,
     self.buckets.neurons(layer, bucket)
     with self.lock: self.layer.value,self.bucket.value = int(layer),int(bucket)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #3276b203
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #85310489
 @patch
 def events(self:StressMonitor)->list: # of (`Text`, event)
     "All events of the texts that are shown, the newest first."
@@ -487,7 +487,7 @@ def _draw_log(self:StressMonitor):
     self.newer.disabled,self.older.disabled = not self.page,lo+ROWS>=len(found)
     self.log_head.value = f'<span class="plasticity-small">{f"{lo+1}–{min(lo+ROWS, len(found))} of {len(found)}, the newest first" if found else "Nothing has moved yet."}</span>'
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #fd519c53
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #5e313fbd
 @patch
 def conservation(self:StressMonitor)->str: # HTML-safe
     "Whether what was moved is still there, from the bytes of the matrices as they are now."
@@ -503,7 +503,7 @@ def conservation(self:StressMonitor)->str: # HTML-safe
 @patch
 def _measure(self:StressMonitor): self.kept.value = f'<div class="plasticity-small"><b>Conservation</b> {self.conservation()}</div>'
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #7aa2b06b
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #03f88c79
 @patch
 def set(self:StressMonitor,
     **controls # prompt, tokens, speed, how, targeting, threshold, elasticity, against -> value
@@ -523,7 +523,7 @@ def chosen(self:StressMonitor)->RCGConfig:
     c,t = self.config.collapse,self.threshold.value
     return replace(self.config, targeting=self.targeting.value, collapse=replace(c, threshold=t, snap=max(t, c.snap), relax=self.elasticity.value))
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #7b373f63
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #9dcd7488
 @patch
 def _begin(self:StressMonitor, jobs):
     "Close what is open, and begin with what the controls say."
@@ -551,7 +551,7 @@ def _add(self:StressMonitor, how):
 def _leave(self:StressMonitor):
     for x in self.texts: x.g.close()
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #fe8e928b
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #3bd88574
 @patch
 def _reset_view(self:StressMonitor, columns:int=1):
     "Everything empty."
@@ -572,7 +572,7 @@ def _reset_view(self:StressMonitor, columns:int=1):
             f.layout.yaxis4.range = [0, 1.15*t]
             if self.buckets: self._bars(f, None)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #edf37f6e
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #73f29406
 @patch
 def _write(self:StressMonitor, n=None):
     "In the thread: token after token."
@@ -610,7 +610,7 @@ def _rest(self:StressMonitor):
     elif self.going: self.say(f'Paused at token {n} of {self.settings["n"]}.')
     else: self.say(f'Written: {n} tokens. The text is held open, so that you can look and undo; Reset gives the model back as it was.')
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #ec3a9708
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #dbd11c8c
 @patch
 def _buttons(self:StressMonitor, writing):
     self.writing = writing
@@ -653,7 +653,7 @@ def compare(self:StressMonitor,
 def _idle(self:StressMonitor):
     if self.busy: raise PlasticityError("a text is being written: pause it first")
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #2cbfe4c2
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #4d978ee3
 @patch
 def reset(self:StressMonitor):
     "Close the text: the model is what it was, and the panel is empty."
