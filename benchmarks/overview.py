@@ -164,8 +164,8 @@ def overview():
 def table():
     "Lines of a Markdown table."
     link = lambda r: f"[{r['question']}]({r['page'].removeprefix('numbers.ipynb')})" if r['page'] else r['question']
-    rows = [f"| {link(r)} | {r['asked'] or '–'} | {r['measured'] or '–'} | {', '.join(r['files']) or '–'} | `{r['command']}` |" for r in overview()]
-    return '\n'.join(['| question | asked for | came out | file | command |', '|---|---|---|---|---|', *rows])
+    rows = [f"| {link(r)} | {r['asked'] or '–'} | {r['measured'] or '–'} | `{r['command']}` → {', '.join(r['files']) or 'no file'} |" for r in overview()]
+    return '\n'.join(['| question | asked for | came out | command → file |', '|---|---|---|---|', *rows])
 
 
 if __name__ == '__main__': print(table())

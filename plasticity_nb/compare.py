@@ -99,7 +99,7 @@ def headlines(
     if results.get('regrow'): said.append('A level is the share of the open heads that a cycle closes. Closed heads may come back while the model learns: how many are open at the end is said with each result.')
     for level in results['levels']:
         own = [r for r in fair if r['level'] == level]
-        best = min(own, key=lambda r: r['perplexity']['mean'], default=None)
+        best = min(own, key=lambda r: (r['perplexity']['mean'], r['strategy'] != 'random'), default=None) # where chance is as low, it is chance
         if best: said.append('Lowest at its level is ' + row_sentence(results, best) + (' No strategy came out below it.' if best['strategy'] == 'random' and len(own) > 1 else ''))
     beat = [f'{r["strategy"]} at {as_percent(r["level"])}' for r in fair if r['strategy'] != 'random' and verdict(r['against_dense']) == 'better']
     if fair and n >= LEAST: said.append(f'Better than the dense model in all of the interval: {", ".join(beat)}.' if beat else 'No strategy ends better than the dense model beyond the spread of the seeds.')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATES', 'LINES', 'PAGE', 'DARK', 'DRAW_JS', 'GATE_SCALE', 'SIGNED_SCALE', 'State', 'Line', 'template', 'recolour',
            'dark', 'css_variables', 'script_json', 'figure_html', 'PageRenderer', 'use_look', 'head_grid',
-           'common_scale', 'head_map']
+           'common_scale', 'head_map', 'film']
 
 # %% ../nbs/00_look.ipynb #9be3eb07
 import json, math, re
@@ -121,13 +121,39 @@ def figure_html(
 DRAW_JS = '''function plasticityDraw(box){
   if(!window.Plotly){ if(document.readyState!=='complete') addEventListener('load',()=>plasticityDraw(box),{once:true}); return; }
   const dark=%s, spec=box.querySelector('script').textContent, gd=box.appendChild(document.createElement('div'));
+  const keyed=(el,name,act)=>{ el.setAttribute('tabindex','0'); el.setAttribute('role',name); el.onkeydown=e=>act(e)&&e.preventDefault(); };
+  const keys=()=>{
+    for(const b of gd.querySelectorAll('.updatemenu-button')) keyed(b,'button',e=>['Enter',' '].includes(e.key)&&(b.dispatchEvent(new MouseEvent('click',{bubbles:true})),true));
+    gd.querySelectorAll('.slider-group').forEach((g,i)=>keyed(g,'slider',e=>{
+      const s=gd._fullLayout.sliders[i], to={ArrowLeft:s.active-1,ArrowRight:s.active+1,Home:0,End:s.steps.length-1}[e.key];
+      if(s.steps[to]){ Plotly.animate(gd,...s.steps[to].args); return true; }
+    }));
+  };
   let now=null;
+  const fold=(text,room)=>{ // lines of a text, at most so many letters in each
+    const lines=[]; let n=room;
+    for(const w of text.match(/(?:<[^>]*>|[^\\s<])+/g)||[]){
+      const k=w.replace(/<[^>]*>/g,'').replace(/&\\w+;/g,'x').length;
+      if(n+k>=room&&n){ lines.push(w); n=k; } else { lines[lines.length-1]+=' '+w; n+=k+1; }
+    }
+    return lines;
+  };
+  const fit=layout=>{ // titles that are wider than the figure get more lines, and the figure the height for them
+    const m=Object.assign({l:80,t:100},((layout.template||{}).layout||{}).margin,layout.margin), room=box.clientWidth-m.l-12, t=layout.title||{};
+    for(const [o,letter] of [[t,8.4],[t.subtitle||{},6.4]]){
+      const lines=o.text&&room>0?fold(o.text,room/letter):[];
+      if(lines.length<2) continue;
+      o.text=lines.join('<br>'); m.t+=17*(lines.length-1); layout.margin=m;
+      if(layout.height) layout.height+=17*(lines.length-1);
+    }
+  };
   const draw=()=>{
     const [r,g,b]=getComputedStyle(box).color.match(/[\\d.]+/g).map(Number), night=.299*r+.587*g+.114*b>140;
     if(night===now) return; now=night;
     const text=night?spec.replace(new RegExp(Object.keys(dark).join('|'),'g'),c=>dark[c]):spec, fig=JSON.parse(text);
+    fit(fig.layout);
     fig.config={responsive:true,displaylogo:false,modeBarButtonsToRemove:['select2d','lasso2d','autoScale2d']};
-    Plotly.purge(gd); Plotly.newPlot(gd,fig); box.dataset.drawn=night?'dark':'light';
+    Plotly.purge(gd); Plotly.newPlot(gd,fig); keys(); gd.on('plotly_afterplot',keys); box.dataset.drawn=night?'dark':'light';
   };
   draw();
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change',draw);
@@ -226,3 +252,26 @@ def head_map(
         font_size=15, font_weight=600, subtitle=dict(text=_counts(pruned, revived), font=dict(size=13, color=PAGE['muted'][0]))),
         xaxis=dict(title='layer', **tick(len(values)), range=[-.5, len(values)-.5]),
         yaxis=dict(title='head', **tick(len(grid)), range=[len(grid)-.5, -.5]))
+
+# %% ../nbs/00_look.ipynb #90c45c86
+def _controls(names, prefix, ms):
+    "Play button and slider below a figure."
+    go_to = lambda to,ms,**k: [to, dict(mode='immediate', transition=dict(duration=0), frame=dict(duration=ms, redraw=True), **k)]
+    quiet = dict(bgcolor=PAGE['panel'][0], bordercolor=PAGE['muted'][0], x=0, xanchor='left', y=0, yanchor='top')
+    slider = dict(quiet, active=0, len=1, pad=dict(t=62, l=60, r=4), ticklen=0, minorticklen=0, activebgcolor=STATES['growing'].color, font=dict(color='rgba(0,0,0,0)', size=1),
+        currentvalue=dict(prefix=prefix, font=dict(size=12, color=PAGE['muted'][0])), steps=[dict(method='animate', label=escape(n), args=go_to([n], 0)) for n in names])
+    play = dict(quiet, type='buttons', showactive=False, pad=dict(t=66), buttons=[dict(label='▶', method='animate', args=go_to(None, ms, fromcurrent=False))])
+    return dict(sliders=[slider], updatemenus=[play])
+
+def film(
+    fig:go.Figure, # as it is before it moves: the first state
+    frames:list,   # one for each state: a list of all traces, or a `go.Frame`
+    names:list,    # of each state, for the slider
+    prefix:str='', # before the name
+    ms:int=500     # that a state is shown
+)->go.Figure:      # the same figure
+    "Give a figure frames, a play button and a slider."
+    names = [str(n) for n in names]
+    if len(names)!=len(frames) or len(set(names))<len(names): raise PlasticityError(f'{len(frames)} frames have {len(set(names))} different names: give each frame a name of its own')
+    fig.frames = [f.update(name=n) if isinstance(f, go.Frame) else go.Frame(name=n, data=f) for f,n in zip(frames, names)]
+    return fig.update_layout(_controls(names, prefix, ms), height=(fig.layout.height or 360)+100, margin_b=170)

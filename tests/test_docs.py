@@ -109,6 +109,10 @@ def test_pages_have_no_numbers_and_symbols_link_within_the_site(site):
     assert not [f for f in site.rglob('*.html') if re.match(r'\d', f.name)]
     assert not [f.name for f in site.rglob('*.html') if 'href="https://plasticity-nb.github.io' in re.sub(r'<link rel="canonical".*?>', '', f.read_text(encoding='utf-8'))]
 
+def test_no_link_is_left_as_it_was_written(site):
+    left = [f'{f.relative_to(site)}: {m[0]}' for f in site.rglob('*.html') for m in re.finditer(r'\]\([^\s()<>]*\.(ipynb|html)[^\s()<>]*\)', f.read_text(encoding='utf-8'))]
+    assert not left, '\n'.join(left)
+
 def test_one_plotly_for_the_whole_site(site):
     assert [f.relative_to(site).as_posix() for f in site.rglob('plotly*.js')] == ['plotly.min.js']
     assert not [f for f in site.rglob('*.html') if f.stat().st_size > 3_000_000]

@@ -71,6 +71,10 @@ def plain_code(text):
     "`text` without links inside of its code, where they would be read as they are written."
     return re.sub(r'^```.*?^```', lambda m: re.sub(r'\[(`[^`]+`)\]\([^)]*\)', r'\1', m[0]), text, flags=re.M | re.S)
 
+def one_link(text):
+    "`text` in which a name that its author made a link leads where the author wanted: nbdev has put its own link inside of it."
+    return re.sub(r'\[\[(`[^`\n]+`)\]\([^()\s]*\)([^\[\]]*)\]\(', r'[\1\2](', text)
+
 def draw_figures(nb, up):
     "Exchange the JSON of figures in the outputs of `nb` for page fragments that draw it."
     first = True
@@ -99,7 +103,7 @@ def prepare(proc, site):
             for holder, key in texts:
                 text = ''.join(holder[key])
                 text = re.sub(r'^output-file: .*\n', '', text, flags=re.M) if cell['cell_type'] == 'raw' else text
-                if 'plasticity-figure' not in text: holder[key] = own_links(unnumbered(plain_code(text)), site, up)
+                if 'plasticity-figure' not in text: holder[key] = own_links(unnumbered(one_link(plain_code(text))), site, up)
         new = nb_path.with_name(page_name(nb_path.name))
         if new != nb_path and new.exists(): sys.exit(f'{nb_path.name} and {new.name} would become the same page: rename one of them.')
         nb_path.rename(new).write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')

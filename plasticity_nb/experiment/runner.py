@@ -715,7 +715,11 @@ def resume(cls:PlasticityExperiment,
     check_executor(executor)
     run = Run.open(path)
     if run.system!='experiment': raise PlasticityError(f"{path} is a run of {run.system!r}, not of an experiment: give a run folder of plasticity_experiment")
-    if (run.path/'results.json').exists() and run.events('done'): return ExperimentReport(run.load_json('results.json'))
+    if (at := run.path/'results.json').exists() and run.events('done'):
+        try: return ExperimentReport(run.load_json('results.json'))
+        except PlasticityError:
+            aside = at.rename(at.with_name(f"results.json.damaged-{time.strftime('%Y%m%d-%H%M%S')}"))
+            warnings.warn(f"the results.json of {run.name} cannot be read: it was set aside as {aside.name}, and is made again from the files of the jobs")
     return carry_on(run, executor, verbose)
 
 def check_executor(name):

@@ -545,10 +545,11 @@ def function_figure(
 ): # plotly figure
     "Score and parts, cycle by cycle."
     import plotly.graph_objects as go
-    x = [f'{i}<br>{escape(n)}' if n else str(i) for i,n in zip(frame.cycle_idx, frame.cycle_name)]
+    short = lambda n: escape(n if len(n)<=16 else n[:15]+'…')
+    x = [f'{i}<br>{short(n)}' if n else str(i) for i,n in zip(frame.cycle_idx, frame.cycle_name)]
     lines = [part_trace(k, range(len(x)), frame[k].astype(object).where(frame[k].notna(), None), f'{PART_LINES[k][0]} %{{y:.4f}}') for k in ('outputs','hidden','attention','score') if frame[k].notna().any()]
     return go.Figure(lines).update_layout(template=template(), height=360, title=figure_title('Function kept, cycle by cycle', 'weights of the parts: '+', '.join(f'{k} {w:g}' for k,w in SCORE_WEIGHTS.items())),
-        xaxis=dict(title_text='cycle', tickvals=list(range(len(x))), ticktext=x), yaxis=dict(title_text='1 is the same', range=[-.03, 1.05]), margin=dict(b=100))
+        xaxis=dict(title_text='cycle', tickvals=list(range(len(x))), ticktext=x, ticklabeloverflow='allow'), yaxis=dict(title_text='1 is the same', range=[-.03, 1.05]), margin=dict(b=100))
 
 # %% ../../nbs/tracking/02_function_tracking.ipynb #60b6e27b
 def markdown_text(

@@ -31,7 +31,7 @@ import plasticity_nb
 from ..attention import Instrument, instrument
 from ..cycle.finetune import check_finite, check_trainable, learn
 from ..cycle.prune import check_share, lowest, open_heads, random_importance, taylor_importance
-from ..dashboard import data_table, figure_part, page_html # they draw, and import floor 0 alone
+from ..dashboard import data_table, figure_part, figure_title, page_html # they draw, and import floor 0 alone
 from ..errors import PlasticityError
 from ..look import LINES, SIGNED_SCALE, template
 from ..metrics import eval_mode
@@ -462,6 +462,8 @@ def check(self:StressProtocolConfig)->StressProtocolConfig: # itself
         if not isinstance(v := getattr(self, n), int) or isinstance(v, bool) or v<least: raise PlasticityError(f"{n} {v!r} is not a whole number of at least {least}: give for instance {max(2, least)}")
     if self.held_rows is not None and (not isinstance(self.held_rows, int) or isinstance(self.held_rows, bool) or self.held_rows<1): raise PlasticityError(f"held_rows {self.held_rows!r} is not a whole number of at least 1: give for instance 16, or None")
     if not isinstance(self.recovery_learning_rate, Real) or not 0<self.recovery_learning_rate<math.inf: raise PlasticityError(f"recovery_learning_rate {self.recovery_learning_rate!r} is not a positive number: give for instance 1e-4")
+    if self.damage_layers is not None and (not isinstance(self.damage_layers, (list, tuple, range)) or not self.damage_layers): raise PlasticityError(f"damage_layers {self.damage_layers!r} cannot be used: give numbers of layers, such as (0, 1), or None for all")
+    if not isinstance(self.output_dir, str | Path | None): raise PlasticityError(f"output_dir {self.output_dir!r} is no folder: give its path")
     for n in ('conflict_ratio','damage_ratio'): check_share(getattr(self, n), n)
     if self.protocol_type not in PROTOCOLS: raise PlasticityError(f"there is no protocol {self.protocol_type!r}: choose from {', '.join(PROTOCOLS)}")
     if self.experiment_name and not re.fullmatch(r'\w[\w.+=-]*', self.experiment_name): raise PlasticityError(f"{self.experiment_name!r} is no name for a folder: use letters, digits, dots, dashes and underscores")
@@ -915,8 +917,9 @@ def figure(self:StressReport): # plotly figure
             own = f[(f.arm==a) & (f.task==t)]; each = [g for _,g in own.groupby('seed')]
             fig.add_traces(_band(each[0].step.tolist(), [g.nll.tolist() for g in each], a, k==1), 1, k)
         for lo,hi in self.spans(t): fig.add_vrect(lo, hi, row=1, col=k, fillcolor=LINES['baseline'].color, opacity=.12, line_width=0, layer='below')
-        fig.update_xaxes(title_text='steps'+(', grey: in its lessons' if self.spans(t) else ''), row=1, col=k)
-    return fig.update_yaxes(title_text='NLL, nats per token', col=1).update_layout(template=template(), height=380)
+        fig.update_xaxes(title=dict(text='steps', font_size=13), nticks=5, row=1, col=k)
+    about = 'held-out rows, lower is better'+('; grey: its own lessons of the arm that takes turns' if any(map(self.spans, tasks)) else '')
+    return fig.update_yaxes(title=dict(text='NLL, nats per token', font_size=13), col=1).update_layout(template=template(), height=420, title=figure_title('What a model can do of each task, step by step', about), margin=dict(t=104)).update_annotations(font_size=13)
 
 @patch
 def spans(self:StressReport, task:str)->list: # of (first step, last step)
@@ -934,7 +937,8 @@ def matrix_figure(self:StressReport): # plotly figure
     z = [[c['mean'] for c in row] for row in m]; top = max(abs(v) for row in z for v in row) or 1
     heat = go.Heatmap(z=z, x=tasks, y=tasks, zmin=-top, zmax=top, colorscale=SIGNED_SCALE, xgap=2, ygap=2, text=[[_shown(c).replace(' (', '<br>(') for c in row] for row in m], texttemplate='%{text}',
                       hovertemplate='learning %{y}: %{x} %{z:.3f} nats<extra></extra>', colorbar=dict(title=dict(text='nats per phase', side='right'), thickness=10, outlinewidth=0))
-    return go.Figure(heat).update_layout(template=template(), height=170+70*len(tasks), xaxis=dict(title_text='measured', showgrid=False), yaxis=dict(title_text='learned', autorange='reversed', showgrid=False))
+    return go.Figure(heat).update_layout(template=template(), height=220+70*len(tasks), title=figure_title('What learning one task does to each', 'blue: it is learned or helped, yellow: it is disturbed') | dict(x=.02, xref='container'), margin=dict(t=76),
+        xaxis=dict(title=dict(text='measured', font_size=13), showgrid=False), yaxis=dict(title=dict(text='learned', font_size=13), autorange='reversed', showgrid=False))
 
 # %% ../../nbs/tracking/03_stress_protocols.ipynb #9f1dbebd
 @patch

@@ -7,8 +7,8 @@ __all__ = ['STEP_PHASES', 'HAND', 'STEPPER_CSS', 'WAITS', 'StateStore', 'StepPoi
            'fresh_cycle', 'Stopped', 'hand_control', 'hand_sentence', 'live_title', 'state_sign', 'phase_mark',
            'of_one_kind']
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #3a3dab82
-import copy, math, shutil, tempfile, threading, time, uuid
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #6f3113c1
+import copy, math, tempfile, time, uuid
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -22,9 +22,9 @@ from plotly.subplots import make_subplots
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..cycle.grow import GROWTH, check_slots, choose_growth, grow_heads
+from ..cycle.grow import GROWTH, choose_growth, grow_heads
 from ..cycle.memory import outcome_score
-from ..cycle.prune import STRATEGIES, Vault, check_share, find_strategy, importance, lowest, mean_entropy, prune_heads, random_importance
+from ..cycle.prune import STRATEGIES, check_share, find_strategy, importance, lowest, mean_entropy, prune_heads, random_importance
 from ..cycle.system import AdaptivePlasticitySystem, Arm, continuations
 from ..dashboard import number, percent, write_dashboard
 from ..errors import PlasticityError
@@ -36,10 +36,10 @@ from ..text import found_by
 from ..tracking.function_tracking import Call, CallRecord, pattern_rows
 from .panel import Budget, Panel, drawing
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #a9d59146
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #faa1a3e6
 class StateStore:
     "States of arms in a temporary folder, each part once."
-    def __init__(self): self.folder = Path(tempfile.mkdtemp(prefix='plasticity_steps_'))
+    def __init__(self): self.at = tempfile.TemporaryDirectory(prefix='plasticity_steps_', ignore_cleanup_errors=True); self.folder = Path(self.at.name) # goes with the process too
     def __len__(self): return len(list(self.folder.iterdir()))
     @property
     def size(self)->int: return sum(f.stat().st_size for f in self.folder.iterdir()) # bytes
@@ -64,9 +64,9 @@ class StateStore:
     def only(self, digests): # of all states that are still wanted
         "Forget the rest."
         for f in self.folder.iterdir(): f.name in digests or f.unlink()
-    def close(self): shutil.rmtree(self.folder, ignore_errors=True)
+    def close(self): self.at.cleanup()
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #e41171a3
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #31874dd8
 STEP_PHASES = dict(prune='Prune', measure='Measure', grow='Grow', learn='Learn') # in their order
 #: Name of a phase -> what its button says
 
@@ -83,7 +83,7 @@ class StepPoint:
     seen:list = field(default_factory=list) # (phase, measure) of the model under study
     controls:dict = field(default_factory=dict) # role -> measure, where controls were measured
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #32b8e4a4
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #6f98deb4
 def check_system(
     system # what was given
 )->AdaptivePlasticitySystem:
@@ -92,6 +92,7 @@ def check_system(
     if isinstance(system, (LM, torch.nn.Module)): as_lm(system) # a model that is none of ours is refused by name
     raise PlasticityError(f"a {type(system).__name__} is no system to step through: make one with AdaptivePlasticitySystem(model, 'python-docs'), and give that")
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #0e38ba72
 class CycleStepper(Panel):
     "Steps through cycles of prune, measure, grow and learn."
     def __init__(self,
@@ -108,18 +109,23 @@ class CycleStepper(Panel):
         self.ends += [a.inst.remove for a in self.system.arms.values()]
         self.store,self.points,self.events,self.undone,self.selected = StateStore(),[],[],0,None
         self.ends.append(self.store.close)
-        self.budget,self.pen,self.pattern,self.worth,self.deaf = Budget(),threading.RLock(),None,None,''
+        self.budget,self.pattern,self.worth,self.deaf = Budget(),None,None,''
         self.book = dict(cycle=1, next='prune', now=fresh_cycle(), cycles=[])
         self._build()
         self.work(self._open)
 
+    def say(self, text, wrong=False, more=''): self.message = text; super().say(text, wrong, more) # as `Panel.say`
+    def wait(self, seconds=None)->str: super().wait(seconds); return self.message # as `Panel.wait`; gives the last message
+    @property
+    def hands(self)->list: return [x for c in self.book['cycles'] for x in c['by_hand']] + self.book['now']['by_hand'] # what was changed by hand, with its measures
     @property
     def study(self)->Arm: return self.system.arms['study'] # the model under study
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #ebf93322
 def fresh_cycle(): # what is known of a cycle that has not begun
     return dict(strategy=None, level=None, growth=None, ratio=None, pruned=[], revived=[], random=[], by_hand=[], phases={}, importance=None, gradient=None, before=None)
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #227e65c4
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #fb794807
 @patch
 @torch.no_grad()
 def _listen(self:CycleStepper):
@@ -132,6 +138,7 @@ def _listen(self:CycleStepper):
     try: return mean_entropy(inst, self.system.eval.ids[:4]).cpu()
     except PlasticityError as e: self.deaf = str(e)
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #115df779
 @patch
 def _arrive(self:CycleStepper, phase, title, seen=(), controls=None):
     "Keep the state that was come to."
@@ -153,7 +160,7 @@ def _back(self:CycleStepper, i=-1):
     self.book = copy.deepcopy(p.book)
     self._listen()
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #7c87918a
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #aee69a8c
 @patch
 def attention_of(self:CycleStepper,
     layer:int, head:int # which head
@@ -172,7 +179,7 @@ def _check_head(self:CycleStepper, layer, head):
     if not (isinstance(layer, int) and isinstance(head, int) and 0<=layer<len(heads) and 0<=head<heads[layer]): raise PlasticityError(f"there is no head ({layer}, {head}) in {self.system.lm.name}: give layer 0 to {len(heads)-1} and head 0 to {max(heads)-1}")
     return layer,head
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #a267c0d6
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #e3a7bc85
 class Stopped(Exception): pass # a person has pressed Stop
 
 @patch
@@ -182,6 +189,7 @@ def _ready(self:CycleStepper):
     if self.busy or self.closed: self.work(None) # says so
     if not self.points: raise PlasticityError(f"{self.name} could not begin ({self.error}): mend that, and open it again")
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #d1ec8c86
 @patch
 def _phase(self:CycleStepper, f, *args):
     "Do something in the thread; an end in the middle leads back to where it began."
@@ -196,6 +204,7 @@ def _phase(self:CycleStepper, f, *args):
     self.work(body)
     return self
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #eb77ae71
 @patch
 def _open(self:CycleStepper):
     "Measure the untouched model."
@@ -217,13 +226,14 @@ def _turn(self:CycleStepper, phase):
     before = order[order.index(phase)-1]
     raise PlasticityError(f"{STEP_PHASES[phase]} follows {STEP_PHASES[before]}, and now it is the turn of {STEP_PHASES[n]} in cycle {self.book['cycle']}: call {n}() first")
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #f6a2ba21
 @patch
 def _measure(self:CycleStepper, role='study'):
     if self.stopping.is_set(): raise Stopped
     s = self.system
     return s.arms[role].measure(s.eval, s.prompts, s.baseline)[0]
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #028eac71
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #253d3dd3
 @patch
 def prune(self:CycleStepper,
     strategy:str=None, # a name in `STRATEGIES`; default: what the widget says
@@ -239,6 +249,7 @@ def prune(self:CycleStepper,
 def _begin_cycle(self:CycleStepper): # the gates as they are when something is done first, for a refit
     if self.book['now']['before'] is None: self.book['now']['before'] = {r:a.inst.gates.detach().clone() for r,a in self.system.arms.items()}
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #75b9429a
 @patch
 def _prune(self:CycleStepper):
     b,now,s = self.book,self.book['now'],self.system
@@ -252,7 +263,7 @@ def _prune(self:CycleStepper):
     self._show()
     self.say(f"{len(now['pruned'])} heads closed by {now['strategy']}. Measure says what that cost.")
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #e7ec2aec
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #502da3c4
 @patch
 def measure(self:CycleStepper)->CycleStepper: # itself
     "Measure what pruning cost."
@@ -271,7 +282,7 @@ def _measured(self:CycleStepper):
 @patch
 def _start(self:CycleStepper): return self.book['cycles'][-1]['phases']['learn'] if self.book['cycles'] else self.system.baseline # how the cycle began
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #55621ef8
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #fd5a7b26
 @patch
 def grow(self:CycleStepper,
     growth:str=None, # a name in `GROWTH`; default: what the widget says
@@ -283,6 +294,7 @@ def grow(self:CycleStepper,
     self._ready(); self._turn('grow')
     return self._phase(self._grow)
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #83d1cd77
 @patch
 def _grow(self:CycleStepper):
     b,now,s = self.book,self.book['now'],self.system
@@ -300,6 +312,7 @@ def _grow(self:CycleStepper):
     then = f"A refit brings it to {number(now['phases']['refit']['perplexity'])}." if s.asked['refit'] else 'They open step by step while the model learns.'*bool(grown)
     self.say(f"{len(grown)} of {len(grown)+len(self.study.vault)} closed heads come back by {now['growth']}. {open_}{then}")
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #05d111c5
 @patch
 def _grow_random(self:CycleStepper, n):
     arm,s = self.system.arms['random'],self.system
@@ -307,7 +320,7 @@ def _grow_random(self:CycleStepper, n):
     s.settle_arm(arm, grown, self.book['now']['before']['random'], replaced)
     self.book['now']['random'] += grown
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #c318362e
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #2a97dc6a
 @patch
 def learn(self:CycleStepper,
     steps:int=None # of the optimizer; default: what the widget says
@@ -322,6 +335,7 @@ def _check_steps(self:CycleStepper):
     n = self.steps.value; copy.copy(self.system.recipe).check(n, None)
     if n<1: raise PlasticityError(f"{n} steps teach nothing: give at least 1")
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #e6b99393
 @patch
 def _learn(self:CycleStepper):
     b,s,done = self.book,self.system,{}
@@ -339,7 +353,7 @@ def _learn(self:CycleStepper):
     self.say(f"Learned: perplexity {number(m['study']['perplexity'])} with {m['study']['active_heads']} heads{beside}." + (' There are no controls.' if len(m)==1 else '')
              + f" That is above {bound:g} times the baseline: a run would take this cycle back, here you decide (Undo)."*bool(over))
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #4997cb97
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #00cd91d3
 @patch
 def _on_step(self:CycleStepper, role):
     "What is shown while an arm learns."
@@ -352,6 +366,7 @@ def _on_step(self:CycleStepper, role):
             if role=='study': self._put(self.map, self.map_figure())
     return step
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #9535436e
 @patch
 def _finish_cycle(self:CycleStepper, done):
     "Put a cycle down as a run does."
@@ -368,7 +383,7 @@ def _finish_cycle(self:CycleStepper, done):
     if score>b['best']['score']: b['best'] = plain(dict(cycle=b['cycle'], score=score) | t['learn'])
     b |= dict(cycle=b['cycle']+1, next='prune', now=fresh_cycle())
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #07f239e3
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #8a696500
 @patch
 def run_all(self:CycleStepper,
     cycles:int=None # to the end of this one and so many less one more; default: what the widget says
@@ -390,7 +405,7 @@ def _run_all(self:CycleStepper, n):
         self._say_progress(f"cycle {self.book['cycle']}: {self.book['next']}")
         do[self.book['next']]()
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #cf9ec609
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #34c6e60b
 @patch
 def prune_head(self:CycleStepper,
     layer:int=None, head:int=None # which head; default: the selected one
@@ -405,6 +420,7 @@ def revive_head(self:CycleStepper,
     "Open one head again, and measure what that does."
     return self._by_hand('revive', layer, head)
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #03ca36f2
 @patch
 def _by_hand(self:CycleStepper, what, layer, head):
     if layer is None and head is None:
@@ -417,7 +433,7 @@ def _by_hand(self:CycleStepper, what, layer, head):
     if what=='revive' and not shut: raise PlasticityError(f"head {h} is open: prune it, or select another")
     return self._phase(self._hand, what, h)
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #37397de6
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #46b937ec
 def hand_control(
     arm:Arm, # of random heads
     what:str, # 'prune' or 'revive'
@@ -430,6 +446,7 @@ def hand_control(
         for h in heads: arm.inst.gates.data[h] = 1
     return heads[0] if heads else None
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #f194c2a3
 @patch
 def _hand(self:CycleStepper, what, h):
     b,now,s = self.book,self.book['now'],self.system
@@ -449,6 +466,7 @@ def _hand(self:CycleStepper, what, h):
     self._show()
     self.say(hand_sentence(entry))
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #3c6024f0
 @patch
 def _note(self:CycleStepper, pruned, revived, what, h): # what the cycle says of a head that was changed by hand
     if h is None: return
@@ -465,7 +483,7 @@ def hand_sentence(
     beside = 'there is no control (the system was made with controls=False)' if c is None else 'the random control has no such head' if c['head'] is None else f"a head drawn by lot in the random control, ({c['head'][0]}, {c['head'][1]}): {said(c)}"
     return f"Head ({e['head'][0]}, {e['head'][1]}) {e['what']}d by hand: {said(e)}, perplexity {number(e['before']['perplexity'])} → {number(e['after']['perplexity'])}; {beside}."
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #b6df888b
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #7fca0404
 @patch
 def undo(self:CycleStepper,
     to:int=None # number of a state in `points`, as the list shows it; default: the one before the last
@@ -486,18 +504,19 @@ def _undo(self:CycleStepper, i):
     self._show()
     self.say(f"Back at “{self.points[i].title}”, to the bit; {gone} later {'states are' if gone>1 else 'state is'} dropped.")
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #ddb7efa0
 @patch
 def digest(self:CycleStepper)->dict: # role -> 64 hex digits
     "Everything that the arms hold, in numbers that differ if a bit does."
     return {r:digest_tensors(a.state()) for r,a in self.system.arms.items()}
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #48ae4fce
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #f0e7de10
 def live_title(
     text:str, # first line
     below:str # second, quieter
 )->dict: # `title` of a plotly layout
     "A title that may change while it is looked at: plotly moves the subtitle of its own when it is exchanged."
-    return dict(text=f'<b>{text}</b><br><span style="font-size:12px;color:{PAGE["muted"][0]}">{below}</span>', x=0, xref='paper', y=1, yref='container', yanchor='top', pad_t=10, font_size=15)
+    return dict(text=f'<b>{text}</b><br><span style="font-size:12px;color:{PAGE["muted"][0]}">{below}</span>', x=0, xref='paper', y=1, yref='container', yanchor='top', pad_t=26, font_size=15)
 
 @patch
 def _marks(self:CycleStepper): # what the map says of the cycle: pruned, revived, growing; of the last one, if nothing was done since
@@ -510,6 +529,7 @@ def _marks(self:CycleStepper): # what the map says of the cycle: pruned, revived
 def state_sign(state, n): # for a subtitle
     return f'<span style="color:{STATES[state].color}">{STATES[state].sign}</span> {n} {dict(alive="open").get(state, state)}'
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #7b407f7a
 @patch
 def map_figure(self:CycleStepper
 )->go.Figure:
@@ -524,9 +544,9 @@ def map_figure(self:CycleStepper
     n = int((g!=0).sum())
     said = ' · '.join(state_sign(k, n) for k,n in dict(alive=f'{n} of {sum(heads)}', pruned=len(pruned), revived=len(revived), growing=len(growing)).items() if n)
     fig.layout.title = live_title('Heads', said)
-    return fig.update_layout(height=max(400, fig.layout.height), margin=dict(t=66, l=44, r=8, b=44))
+    return fig.update_layout(height=max(400, fig.layout.height), margin=dict(t=74, l=44, r=8, b=44))
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #8fa152f6
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #7455bace
 HAND = dict(color=PAGE['ink'][0], symbol='hexagram', sign='✶') # how a change by hand is drawn
 
 def phase_mark(phase): # (symbol, colour, sign) of a point on a curve
@@ -539,6 +559,7 @@ def _steps_seen(self:CycleStepper): # what was measured, in order: (phase, title
     return [(phase, f"{'cycle '+str(p.cycle)+', ' if p.cycle else ''}{dict(start='before anything', hand=p.title.split(': ')[-1]).get(phase, 'after '+phase)}", m, p.controls if i+1==len(p.seen) else {})
             for p in self.points for i,(phase,m) in enumerate(p.seen)]
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #1a4102c2
 @patch
 def _curve(self:CycleStepper, seen, role, key): # a line of one panel
     line = LINES[dict(study='run').get(role, role)]
@@ -549,6 +570,7 @@ def _curve(self:CycleStepper, seen, role, key): # a line of one panel
         line=dict(color=line.color, dash=line.dash, width=2.4 if role=='study' else 2, shape='hv' if key!='perplexity' else 'linear'), hovertemplate='%{text}<br>%{y:.5g}<extra></extra>',
         marker=dict(symbol=list(marks[0]), color=list(marks[1]), size=[10]*len(at), line=dict(width=1, color=PAGE['paper'][0])) if marks else dict(symbol=line.symbol, color=line.color, size=7))
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #c9e71e7f
 @patch
 def curves_figure(self:CycleStepper
 )->go.Figure:
@@ -559,13 +581,13 @@ def curves_figure(self:CycleStepper
     fig.add_traces([self._curve(seen, 'study', 'active_heads')], rows=2, cols=1)
     signs = ' · '.join(f'<span style="color:{c}">{s}</span> {p}' for p in ('prune','grow',*(['refit'] if self.system.asked['refit'] else []),'learn','hand') for _,c,s in [phase_mark(p)])
     n,total = max(len(seen), 5),sum(self.system.lm.anatomy.heads)
-    fig.update_layout(template=template(), height=max(400, 140+22*max(self.system.lm.anatomy.heads)), title=live_title('Perplexity of held-out text, and open heads', 'after '+signs.replace(' hand', ' a head by hand')), margin=dict(l=56, r=12, t=66, b=84),
+    fig.update_layout(template=template(), height=max(400, 140+22*max(self.system.lm.anatomy.heads)), title=live_title('Perplexity of held-out text', 'after '+signs.replace(' hand', ' a head by hand')), margin=dict(l=56, r=12, t=74, b=84),
         yaxis=dict(title='perplexity', zeroline=False), yaxis2=dict(title='open heads', range=[0, total*1.1], zeroline=False))
     every = max(1, math.ceil(len(seen)/10))
     fig.update_xaxes(range=[-.4, n-.6], showgrid=False, zeroline=False, tickvals=list(range(0, len(seen), every)), ticktext=['start' if p=='start' else f"{t.split(',')[0].removeprefix('cycle ')} {'by hand' if p=='hand' else p}" for p,t,_,_ in seen[::every]])
     return fig
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #3801892c
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #80d379ee
 @patch
 def head_figure(self:CycleStepper,
     layer:int=None, head:int=None # which head; default: the selected one
@@ -575,11 +597,12 @@ def head_figure(self:CycleStepper,
     fig = make_subplots(1, 2, column_widths=[.5, .5], horizontal_spacing=.12)
     fig.add_traces([*self._histories(h), self._attention_map(h)], rows=1, cols=[1, 1, 2])
     title = f'Layer {h[0]}, head {h[1]}' if h else 'No head is selected'
-    fig.update_layout(template=template(), height=340, margin=dict(l=56, r=12, t=66, b=70), title=live_title(title, 'left: how widely it looks, state by state · right: where it looks' if h else 'click one on the map, or choose its layer and number'),
+    fig.update_layout(template=template(), height=340, margin=dict(l=56, r=12, t=74, b=70), title=live_title(title, 'how widely it looks, state by state · where it looks' if h else 'click one on the map, or choose one beside'),
         xaxis=dict(title='state', showgrid=False, zeroline=False, tickmode='array', tickvals=list(range(len(self.points))), ticktext=[str(i) for i in range(len(self.points))], range=[-.4, max(len(self.points), 5)-.6]), yaxis=dict(title='entropy, nats', zeroline=False),
         xaxis2=dict(title='token it looks at', showgrid=False, zeroline=False, showticklabels=False), yaxis2=dict(title='token', autorange='reversed', showgrid=False, zeroline=False, showticklabels=False))
     return fig
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #5b68a3ee
 @patch
 def _histories(self:CycleStepper, h): # two lines
     seen = [(i, p) for i,p in enumerate(self.points) if p.entropy is not None] if h else []
@@ -597,7 +620,7 @@ def _attention_map(self:CycleStepper, h): # a heatmap
     top = common_scale([[row[1:] for row in z]])[1] if a else 1
     return go.Heatmap(z=z, text=[[f'{words[i]} → {words[j]}' for j in range(len(z))] for i in range(len(z))], zmin=0, zmax=top, colorscale=GATE_SCALE, showscale=False, hoverongaps=False, hovertemplate='%{text}<br>%{z:.3f}<extra></extra>')
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #5d7e5e45
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #862122ef
 @patch
 def about(self:CycleStepper,
     layer:int, head:int # which head
@@ -610,8 +633,9 @@ def about(self:CycleStepper,
     said = [f'It is {state}.', f"Importance by {name}, {when}: {number(v)}, place {int((all_<v).sum())+1} of {len(all_)} (place 1 is closed first)."]
     e = [p.entropy for p in self.points if p.entropy is not None]
     if e: said.append(f'Entropy {e[-1][h]:.3f} nats; at the first state that is kept {e[0][h]:.3f}.')
-    return said + [self.deaf]*bool(self.deaf) + [hand_sentence(x) for x in [*(y for c in self.book['cycles'] for y in c['by_hand']), *self.book['now']['by_hand']] if tuple(x['head'])==h]
+    return said + [self.deaf]*bool(self.deaf) + [hand_sentence(x) for x in self.hands if tuple(x['head'])==h]
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #ca9b821f
 @patch
 def select(self:CycleStepper,
     layer:int, head:int # which head
@@ -630,20 +654,24 @@ def table(self:CycleStepper): # DataFrame, one row per state that Undo can go ba
     row = lambda p: {'state':p.title, 'open heads':active_heads(p.gates), 'perplexity':p.seen[-1][1]['perplexity'] if p.seen else None, **{n:p.controls[r]['perplexity'] if r in p.controls else None for r,n in dict(dense='dense, same tokens', random='random heads').items() if r in self.system.arms}}
     return pd.DataFrame([row(p) for p in self.points])
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #91c6f757
-STEPPER_CSS = """<style>.plasticity-steps{gap:10px;flex-flow:row wrap;align-items:stretch}.plasticity-card{background:var(--panel);border-radius:6px;padding:8px 10px;gap:2px;flex:1 1 150px;min-width:150px;box-sizing:border-box;border-top:3px solid var(--grid)}
-.plasticity-card.turn{border-top-color:var(--alive)}.plasticity-card button{width:calc(100% - 4px);font-weight:600}.plasticity-card .widget-label{color:var(--muted)}.plasticity-card .plasticity-note{color:var(--muted);font-size:.9em;line-height:1.35}
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #70391400
+STEPPER_CSS = """<style>.plasticity-stepper{container-type:inline-size;width:100%}.plasticity-steps{display:grid;gap:10px;margin:4px 0;overflow:hidden}.plasticity-steps>*{min-width:0;margin:0}
+.plasticity-five{grid-template-columns:repeat(5,1fr)}.plasticity-two{grid-template-columns:1fr 1fr}.plasticity-three{grid-template-columns:minmax(0,1fr) minmax(0,2fr) minmax(0,1fr)}
+@container (max-width:720px){.plasticity-five{grid-template-columns:repeat(auto-fit,minmax(150px,1fr))}.plasticity-two{grid-template-columns:minmax(0,1fr)}.plasticity-three{grid-template-columns:1fr 1fr}.plasticity-three>.plasticity-fig{grid-column:1/3;grid-row:1}}
+.plasticity-card{background:var(--panel);border-radius:6px;padding:8px 10px;gap:2px;border-top:3px solid var(--grid);box-sizing:border-box}.plasticity-card.turn{border-top-color:var(--alive)}
+.plasticity-card button{width:calc(100% - 4px);font-weight:600}.plasticity-card .widget-label{color:var(--muted)}.plasticity-card .plasticity-note,.plasticity-panel .plasticity-next{color:var(--muted);font-size:.9em;line-height:1.35}
 .plasticity-steps .jupyter-button{background:var(--grid);color:var(--ink)}.plasticity-steps .jupyter-button.go:not(:disabled){background:var(--alive);color:var(--paper)}.plasticity-steps .jupyter-button:disabled{opacity:.5}
-.plasticity-steps select,.plasticity-steps input{background:var(--paper);color:var(--ink);border-color:var(--grid)}.plasticity-fig{flex:2 1 350px;min-width:min(350px,100%);overflow:hidden}.plasticity-side{flex:1 1 210px;min-width:200px}
-.plasticity-panel .plasticity-next{padding:2px 6px;color:var(--muted)}.plasticity-next b{color:var(--ink)}.plasticity-side li{margin:0 0 .25em;line-height:1.4}.plasticity-side ul{margin:.2em 0 .4em;padding-left:1.1em}</style>"""
+.plasticity-steps select,.plasticity-steps input{background:var(--paper);color:var(--ink);border-color:var(--grid)}.plasticity-fig{overflow:hidden}.plasticity-fig>*{flex:1 1 0;width:100%;min-width:0}
+.plasticity-next{padding:2px 6px}.plasticity-next b{color:var(--ink)}.plasticity-card li{margin:0 0 .25em;line-height:1.4}.plasticity-card ul{margin:.2em 0 .4em;padding-left:1.1em}</style>"""
 
 WAITS = dict(prune='Prune begins the next cycle, after Learn', measure='Measure follows Prune', grow='Grow follows Measure', learn='Learn follows Grow')
 #: Why a phase is not enabled
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #0101790b
 @patch
 def _inputs(self:CycleStepper):
     "Everything that takes a value."
-    o,wide = self.system.asked,dict(layout=dict(width='100%'), style=dict(description_width='58px'))
+    o,wide = self.system.asked,dict(layout=dict(width='100%'), style=dict(description_width='62px'))
     own = o['strategy'] if o['strategy'] in STRATEGIES else 'irreplaceable'
     self.strategy = Dropdown(options=list(STRATEGIES), value=own, description='strategy', tooltip='how heads are chosen that close', **wide)
     self.level = FloatText(.2, step=.05, description='level', tooltip='share of the open heads that close, 0 to 1', **wide)
@@ -657,7 +685,7 @@ def _inputs(self:CycleStepper):
     self.states = Select(options=[], rows=8, tooltip='states to go back to', layout=dict(width='100%'))
     self.bar = IntProgress(0, 0, 0, layout=dict(width='100%', height='8px', visibility='hidden'), style=dict(bar_color=STATES['alive'].color))
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #b269154a
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #9ace3cf6
 @patch
 def _button(self:CycleStepper, text, f, tip, cls='go'):
     b = Button(description=text, tooltip=tip).add_class(cls)
@@ -669,7 +697,7 @@ def _buttons(self:CycleStepper):
     "Everything that does something."
     B = self._button
     self.turns = {k:B(n, getattr(self, k), t) for (k,n),t in zip(STEP_PHASES.items(), ('close heads', 'measure what pruning cost', 'bring heads back', 'train the model and its controls'))}
-    self.more = dict(run_all=B('Run all', self.run_all, 'all phases that are left, and more cycles'), undo=B('Undo to the marked state', self._undo_marked, 'back to the state that is marked in the list; later ones are dropped', 'quiet'),
+    self.more = dict(run_all=B('Run all', self.run_all, 'all phases that are left, and more cycles'), undo=B('Undo', self._undo_marked, 'back to the state that is marked in the list, or to the one before the last; later ones are dropped', 'quiet'),
         prune_head=B('Prune this head', self.prune_head, 'close the selected head and measure what that does', 'quiet'), revive_head=B('Revive this head', self.revive_head, 'open the selected head again and measure what that does', 'quiet'),
         export=B('Export', self.export, 'write a run folder with its dashboard', 'quiet'))
     self.stopper = B('Stop', self.stopping.set, 'stop at the next training step; the unfinished phase is undone', 'quiet')
@@ -678,26 +706,28 @@ def _buttons(self:CycleStepper):
 @patch
 def _undo_marked(self:CycleStepper): self.undo(None if self.states.index in (None, len(self.points)-1) else self.states.index)
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #5222abf9
 @patch
 def _build(self:CycleStepper):
     "Put the widget together."
     self._inputs(); self._buttons()
     self.next,self.progress,self.facts,self.kept = HTML().add_class('plasticity-next'),HTML().add_class('plasticity-next'),HTML(),HTML()
     note = lambda s: HTML(f'<div class="plasticity-note">{s}</div>')
-    kinds,t,m = dict(layout=dict(overflow='hidden')),self.turns,self.more
+    t,m = self.turns,self.more
     self.cards = {k:VBox([t[k], *w]).add_class('plasticity-card') for k,w in dict(prune=[self.strategy, self.level], measure=[note('perplexity, heads and samples after pruning')], grow=[self.growth, self.ratio], learn=[self.steps, note('all arms, on the same tokens')]).items()}
     run = VBox([m['run_all'], self.cycles, self.stopper]).add_class('plasticity-card')
-    row = lambda *ws: Box(ws).add_class('plasticity-steps')
+    row = lambda n,*ws: Box(ws).add_class('plasticity-steps').add_class(f'plasticity-{n}')
     self.map,self.curves,self.one = (self.figure(f, displayModeBar=False) for f in (self.map_figure(), self.curves_figure(), self.head_figure()))
     frame = lambda f: Box([f]).add_class('plasticity-fig')
-    by_hand = VBox([self.layer, self.head, m['prune_head'], m['revive_head'], self.facts]).add_class('plasticity-card').add_class('plasticity-side')
-    back = VBox([note('States to go back to'), self.states, m['undo'], self.kept, m['export'], self.closer]).add_class('plasticity-card').add_class('plasticity-side')
-    self.show(HTML(STEPPER_CSS), row(*self.cards.values(), run), self.next, self.bar, self.progress, self.said, row(frame(self.map), frame(self.curves)), row(by_hand, frame(self.one), back))
+    by_hand = VBox([self.layer, self.head, m['prune_head'], m['revive_head'], self.facts]).add_class('plasticity-card')
+    back = VBox([note('States to go back to'), self.states, m['undo'], self.kept, m['export'], self.closer]).add_class('plasticity-card')
+    self.show(HTML(STEPPER_CSS), row('five', *self.cards.values(), run), self.next, self.bar, self.progress, self.said, row('two', frame(self.map), frame(self.curves)), row('three', by_hand, frame(self.one), back))
+    self.box.add_class('plasticity-stepper')
     for w in (self.layer, self.head): w.observe(self.guarded(self._chosen), 'value')
     self.map.data[0].on_click(lambda trace, at, state: self.guarded(lambda: at.xs and self.select(int(at.xs[0]), int(at.ys[0])))())
     self._lock(True)
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #fb51ac82
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #5fac84fd
 @patch
 def _chosen(self:CycleStepper): # a layer or a head was chosen in its list
     if None not in (self.layer.value, self.head.value) and (self.layer.value, self.head.value)!=self.selected: self.select(self.layer.value, self.head.value)
@@ -715,28 +745,30 @@ def _take(self:CycleStepper, **given):
 
 @patch
 def _put(self:CycleStepper, w, fig):
-    "The data and titles of a new figure go into one that a browser shows; only what differs is sent."
+    "The data and titles of a new figure go into one that a browser shows; its traces stay, and what listens to them."
     new = pio.from_json(recolour(fig.to_json())) if self.theme.night else fig
-    with self.pen, drawing(w):
+    with drawing(w):
         for t,n in zip(w.data, new.data): t.update({k:v for k,v in n.to_plotly_json().items() if k!='type'})
         for k in ('title','xaxis','yaxis','xaxis2','yaxis2'):
             if k in new.layout and new.layout[k].to_plotly_json(): w.layout[k].update(new.layout[k].to_plotly_json())
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #bc595525
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #b4c67b9f
 @patch
 def _show(self:CycleStepper):
     "Everything as it is."
     self._put(self.map, self.map_figure()); self._put(self.curves, self.curves_figure()); self._show_head()
     said = lambda p: f"{p.title}: {active_heads(p.gates)} heads" + (f", perplexity {number(p.seen[-1][1]['perplexity'])}" if p.seen else '')
     self.states.options = [f'{i}  {said(p)}' for i,p in enumerate(self.points)]; self.states.index = len(self.points)-1
-    self.kept.value = f'<div class="plasticity-note">{len(self.points)} states kept, at most {self.keep}; {self.store.size/2**20:.0f} MB in a temporary folder that Close removes</div>'
+    n = len(self.points); many = 's'*(n>1)
+    self.kept.value = f'<div class="plasticity-note">{n} state{many} kept, at most {self.keep}; {self.store.size/2**20:.0f} MB in a temporary folder that Close removes</div>'
 
 @patch
 def _show_head(self:CycleStepper):
     self._put(self.one, self.head_figure())
-    with self.pen, drawing(self.map): self.map.data[-1].update(x=[self.selected[0] if self.selected else None], y=[self.selected[1] if self.selected else None])
+    with drawing(self.map): self.map.data[-1].update(x=[self.selected[0] if self.selected else None], y=[self.selected[1] if self.selected else None])
     self.facts.value = '<ul>'+''.join(f'<li>{escape(x)}</li>' for x in self.about(*self.selected))+'</ul>' if self.selected else ''
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #15a04e8e
 @patch
 def _lock(self:CycleStepper, at_work:bool):
     "What can be pressed now, and why the rest can not."
@@ -755,6 +787,7 @@ def _progress(self:CycleStepper, total):
     self.bar.layout.visibility = 'visible' if total else 'hidden'
     if not total: self.progress.value = ''
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #701fc525
 @patch
 def _say_progress(self:CycleStepper, what):
     n,total,t = self.steps_done,self.bar.max,time.time()-self.since
@@ -762,13 +795,12 @@ def _say_progress(self:CycleStepper, what):
     self.bar.value = n
     self.progress.value = escape(f'{n} of {total} steps{left}: {what}')
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #74105cc2
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #b7c72f9b
 @patch
 def notes(self:CycleStepper
 )->list: # sentences
     "What a reader of the exported folder has to know."
-    b,s = self.book,self.system
-    hands = [x for c in b['cycles'] for x in c['by_hand']] + b['now']['by_hand']
+    b,s,hands = self.book,self.system,self.hands
     said = ['This was stepped by hand: a person began each phase, and no cycle was taken back by a bound.']
     if hands: said += [f"Changed by hand: {len(hands)} head{'s'*(len(hands)>1)}, in cycle {', '.join(map(str, sorted({x['cycle'] for x in hands})))}."] + [f"Cycle {x['cycle']}, before {STEP_PHASES[x['before_phase']]}. {hand_sentence(x)}" for x in hands]
     else: said.append('No head was changed by hand.')
@@ -783,6 +815,7 @@ def of_one_kind(cycles, key, default): # what all cycles agree on
     seen = {c[key] for c in cycles}
     return seen.pop() if len(seen)==1 else 'chosen by hand' if seen else default
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #5755e7e2
 @patch
 def results(self:CycleStepper
 )->dict: # as results.json of a run, without samples
@@ -790,9 +823,9 @@ def results(self:CycleStepper
     b,s = self.book,self.system; last = b['cycles'][-1] if b['cycles'] else None
     f = s._facts() | {k:of_one_kind(b['cycles'], k, s.asked[k]) for k in ('strategy','growth','steps')} | dict(quality_bound=None)
     return plain(f | dict(baseline=s.baseline, cycles=b['cycles'], best=b['best'], final=last['phases']['learn'] if last else s.baseline, dense=last and last['dense'], random=last and last['random'], compact=None,
-        stepped=True, by_hand=[x for c in b['cycles'] for x in c['by_hand']] + b['now']['by_hand'], undone=self.undone, unfinished={k:v for k,v in b['now'].items() if k not in ('before','importance','gradient')} if b['now']['before'] is not None else None, notes=self.notes()))
+        stepped=True, by_hand=self.hands, undone=self.undone, unfinished={k:v for k,v in b['now'].items() if k not in ('before','importance','gradient')} if b['now']['before'] is not None else None, notes=self.notes()))
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #2018a70e
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #a63a343e
 @patch
 def export(self:CycleStepper,
     output_dir=None # where run folders go; default: the system's
@@ -801,6 +834,7 @@ def export(self:CycleStepper,
     self._ready()
     return self._phase(self._export, output_dir)
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #29272fc1
 @patch
 def _export(self:CycleStepper, output_dir):
     s,r = self.system,self.results()
@@ -821,6 +855,7 @@ def _export(self:CycleStepper, output_dir):
     self.run = s.run
     self.say(f'Exported to {s.run._shown()}, with dashboard.html; the saved model was loaded again and has the same perplexity.')
 
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #02c899b3
 @patch
 def _keep_best(self:CycleStepper, r):
     "Save the best model too, if it is not the last and its state is still kept."

@@ -6,7 +6,7 @@
 __all__ = ['TRACK_VIEWS', 'TABLE_COLUMNS', 'Tracked', 'view_rhythm', 'view_change', 'view_entropy', 'view_gates', 'view_function',
            'view_layers', 'blank_figure', 'TrackingBrowser']
 
-# %% ../../nbs/widgets/03_tracking_browser.ipynb #84ba523d
+# %% ../../nbs/widgets/03_tracking_browser.ipynb #e0d7a690
 import textwrap, time, warnings
 from html import escape
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..runs import Run
 from ..tracking.entropy_journal import gate_figure, journal_frame, look_names, entropy_figure, read_entropy_journal, report_cell
 from ..tracking.entropy_rhythm import create_entropy_delta_heatmap, plot_entropy_rhythm
 from ..tracking.function_tracking import FunctionTracker, FunctionTrackingConfig, function_figure, likeness_figure, read_comparisons
-from .panel import Panel, exchange
+from .panel import DRAWING, Panel, exchange
 
 # %% ../../nbs/widgets/03_tracking_browser.ipynb #372bf02b
 class Tracked:
@@ -97,7 +97,7 @@ def blank_figure(
 TRACK_VIEWS = {'EEG': view_rhythm, 'Change': view_change, 'Entropy': view_entropy, 'Gates': view_gates, 'Function': view_function, 'Function by layer': view_layers}
 #: What the browser can show -> a function of the browser and the frame that is chosen
 
-# %% ../../nbs/widgets/03_tracking_browser.ipynb #66188c68
+# %% ../../nbs/widgets/03_tracking_browser.ipynb #a1dc2743
 TABLE_COLUMNS = ('layer','head','gate','entropy','normalized','spread','first','output')
 
 class TrackingBrowser(Panel):
@@ -138,21 +138,22 @@ def _layout(self:TrackingBrowser):
     self.head,self.table,self.picture = HTML(),HTML(),VBox([])
     self.options = HBox([], layout=Layout(flex_flow='row wrap'))
     self.fig = self.figure(go.Figure().update_layout(height=420))
-    redraw,retable = self.guarded(self.draw),self.guarded(self.tabulate)
+    redraw,retable = self.guarded(self.draw),self.guarded(self.tabulate) # they wait for a drawing of the thread
     for w in (self.view,self.experiment,self.cycles,self.normalize,self.smooth,self.layer,self.baseline): w.observe(lambda c: self._filling or redraw(), 'value')
     for w in (self.look,self.sort): w.observe(lambda c: self._filling or retable(), 'value')
     self.live.observe(lambda c: self.guarded(self.follow if c.new else self.stop)(), 'value')
     self.again.on_click(self.guarded(self.refresh))
     self.show(self.head, HBox([self.experiment, self.cycles, self.live, self.again], layout=Layout(flex_flow='row wrap')), self.view, self.options, self.fig, HBox([self.look, self.sort], layout=Layout(flex_flow='row wrap')), self.table)
 
-# %% ../../nbs/widgets/03_tracking_browser.ipynb #b22a0903
+# %% ../../nbs/widgets/03_tracking_browser.ipynb #450e3fa7
 @patch
 def refresh(self:TrackingBrowser)->bool: # whether anything was new
     "Read what has grown, and draw it."
-    if not self.tracked.read() and self.head.value: self.heading(); return False
-    self._fill()
-    self.draw()
-    return True
+    with DRAWING: # a person may choose something at the same moment
+        if not self.tracked.read() and self.head.value: self.heading(); return False
+        self._fill()
+        self.draw()
+        return True
 
 @patch
 def _fill(self:TrackingBrowser):
@@ -195,7 +196,7 @@ def comparisons(self:TrackingBrowser): # DataFrame; None if there is none
     t = FunctionTracker(FunctionTrackingConfig(self.tracked.folder, self.experiment.value)); t.records = records
     return t.frame()
 
-# %% ../../nbs/widgets/03_tracking_browser.ipynb #580745a3
+# %% ../../nbs/widgets/03_tracking_browser.ipynb #8b158bf2
 @patch
 def heading(self:TrackingBrowser):
     "Which run it is, and how far it has come."
@@ -207,11 +208,11 @@ def heading(self:TrackingBrowser):
 @patch
 def draw(self:TrackingBrowser):
     "Draw the view that is chosen, and the table."
-    self.heading()
-    f,v = self.chosen(),self.view.value
-    self.options.children = {'EEG': [self.normalize, self.smooth, self.layer], 'Change': [self.baseline, self.normalize]}.get(v, [])
-    exchange(self.fig, self.snapshot(), self.theme.night)
-    self._looks(f); self.tabulate()
+    with DRAWING:
+        self.heading()
+        self.options.children = {'EEG': [self.normalize, self.smooth, self.layer], 'Change': [self.baseline, self.normalize]}.get(self.view.value, [])
+        exchange(self.fig, self.snapshot(), self.theme.night)
+        self._looks(self.chosen()); self.tabulate()
 
 @patch
 def snapshot(self:TrackingBrowser)->go.Figure:
