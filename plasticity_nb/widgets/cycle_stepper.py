@@ -544,7 +544,7 @@ def map_figure(self:CycleStepper
     n = int((g!=0).sum())
     said = ' · '.join(state_sign(k, n) for k,n in dict(alive=f'{n} of {sum(heads)}', pruned=len(pruned), revived=len(revived), growing=len(growing)).items() if n)
     fig.layout.title = live_title('Heads', said)
-    return fig.update_layout(height=max(400, fig.layout.height), margin=dict(t=74, l=44, r=8, b=44))
+    return fig.update_layout(height=max(420, fig.layout.height), margin=dict(t=74, l=44, r=8, b=44))
 
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #7455bace
 HAND = dict(color=PAGE['ink'][0], symbol='hexagram', sign='✶') # how a change by hand is drawn
@@ -566,9 +566,9 @@ def _curve(self:CycleStepper, seen, role, key): # a line of one panel
     at = [(x, m if role=='study' else seen[0][2] if x==0 else c.get(role), phase, title) for x,(phase,title,m,c) in enumerate(seen)]
     at = [a for a in at if a[1] is not None]
     marks = list(zip(*[phase_mark(p) for _,_,p,_ in at])) if role=='study' and at else None
-    return go.Scatter(x=[a[0] for a in at], y=[float(f'{a[1][key]:.5g}') for a in at], text=[a[3] for a in at], name=dict(study='this model').get(role, line.label), mode='lines+markers', showlegend=key=='perplexity' and len(at)>0,
+    return go.Scatter(x=[a[0] for a in at], y=[float(f'{a[1][key]:.5g}') for a in at], text=[a[3] for a in at], name=dict(study='this model', dense='dense model, same tokens').get(role, 'random heads'), mode='lines+markers', showlegend=key=='perplexity' and len(at)>0,
         line=dict(color=line.color, dash=line.dash, width=2.4 if role=='study' else 2, shape='hv' if key!='perplexity' else 'linear'), hovertemplate='%{text}<br>%{y:.5g}<extra></extra>',
-        marker=dict(symbol=list(marks[0]), color=list(marks[1]), size=[10]*len(at), line=dict(width=1, color=PAGE['paper'][0])) if marks else dict(symbol=line.symbol, color=line.color, size=7))
+        marker=dict(symbol=list(marks[0]), color=list(marks[1]), size=10, line=dict(width=1, color=PAGE['paper'][0])) if marks else dict(symbol=line.symbol, color=line.color, size=7))
 
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #c9e71e7f
 @patch
@@ -581,7 +581,7 @@ def curves_figure(self:CycleStepper
     fig.add_traces([self._curve(seen, 'study', 'active_heads')], rows=2, cols=1)
     signs = ' · '.join(f'<span style="color:{c}">{s}</span> {p}' for p in ('prune','grow',*(['refit'] if self.system.asked['refit'] else []),'learn','hand') for _,c,s in [phase_mark(p)])
     n,total = max(len(seen), 5),sum(self.system.lm.anatomy.heads)
-    fig.update_layout(template=template(), height=max(400, 140+22*max(self.system.lm.anatomy.heads)), title=live_title('Perplexity of held-out text', 'after '+signs.replace(' hand', ' a head by hand')), margin=dict(l=56, r=12, t=74, b=84),
+    fig.update_layout(template=template(), height=max(420, 140+22*max(self.system.lm.anatomy.heads)), title=live_title('Perplexity of held-out text', 'after '+signs.replace(' hand', ' a head by hand')), margin=dict(l=56, r=12, t=74, b=84),
         yaxis=dict(title='perplexity', zeroline=False), yaxis2=dict(title='open heads', range=[0, total*1.1], zeroline=False))
     every = max(1, math.ceil(len(seen)/10))
     fig.update_xaxes(range=[-.4, n-.6], showgrid=False, zeroline=False, tickvals=list(range(0, len(seen), every)), ticktext=['start' if p=='start' else f"{t.split(',')[0].removeprefix('cycle ')} {'by hand' if p=='hand' else p}" for p,t,_,_ in seen[::every]])
@@ -667,21 +667,21 @@ STEPPER_CSS = """<style>.plasticity-stepper{container-type:inline-size;width:100
 WAITS = dict(prune='Prune begins the next cycle, after Learn', measure='Measure follows Prune', grow='Grow follows Measure', learn='Learn follows Grow')
 #: Why a phase is not enabled
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #0101790b
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #c4e948c4
 @patch
 def _inputs(self:CycleStepper):
     "Everything that takes a value."
-    o,wide = self.system.asked,dict(layout=dict(width='100%'), style=dict(description_width='62px'))
+    o,wide = self.system.asked,dict(layout=dict(width='100%'), style=dict(description_width='44px'))
     own = o['strategy'] if o['strategy'] in STRATEGIES else 'irreplaceable'
-    self.strategy = Dropdown(options=list(STRATEGIES), value=own, description='strategy', tooltip='how heads are chosen that close', **wide)
+    self.strategy = Dropdown(options=list(STRATEGIES), value=own, description='by', tooltip='how heads are chosen that close', **wide)
     self.level = FloatText(.2, step=.05, description='level', tooltip='share of the open heads that close, 0 to 1', **wide)
-    self.growth = Dropdown(options=list(GROWTH), value=o['growth'], description='strategy', tooltip='how heads are chosen that come back', **wide)
+    self.growth = Dropdown(options=list(GROWTH), value=o['growth'], description='by', tooltip='how heads are chosen that come back', **wide)
     self.ratio = FloatText(.3, step=.05, description='ratio', tooltip='share of the closed heads that may come back, 0 to 1', **wide)
     self.steps = IntText(o['steps'], description='steps', tooltip='training steps, of every arm', **wide)
     self.cycles = IntText(1, description='cycles', tooltip='to the end of this cycle and so many less one more', **wide)
     heads = self.system.lm.anatomy.heads
-    self.layer = Dropdown(options=[('none', None), *((str(l), l) for l in range(len(heads)))], description='layer', tooltip='layer of the selected head', **wide)
-    self.head = Dropdown(options=[('none', None), *((str(h), h) for h in range(max(heads)))], description='head', tooltip='number of the selected head in its layer', **wide)
+    self.layer = Dropdown(options=[('none', -1), *((str(l), l) for l in range(len(heads)))], description='layer', tooltip='layer of the selected head', **wide)
+    self.head = Dropdown(options=[('none', -1), *((str(h), h) for h in range(max(heads)))], description='head', tooltip='number of the selected head in its layer', **wide)
     self.states = Select(options=[], rows=8, tooltip='states to go back to', layout=dict(width='100%'))
     self.bar = IntProgress(0, 0, 0, layout=dict(width='100%', height='8px', visibility='hidden'), style=dict(bar_color=STATES['alive'].color))
 
@@ -720,17 +720,17 @@ def _build(self:CycleStepper):
     self.map,self.curves,self.one = (self.figure(f, displayModeBar=False) for f in (self.map_figure(), self.curves_figure(), self.head_figure()))
     frame = lambda f: Box([f]).add_class('plasticity-fig')
     by_hand = VBox([self.layer, self.head, m['prune_head'], m['revive_head'], self.facts]).add_class('plasticity-card')
-    back = VBox([note('States to go back to'), self.states, m['undo'], self.kept, m['export'], self.closer]).add_class('plasticity-card')
+    back = VBox([note('States to go back to, with their perplexity'), self.states, m['undo'], self.kept, m['export'], self.closer]).add_class('plasticity-card')
     self.show(HTML(STEPPER_CSS), row('five', *self.cards.values(), run), self.next, self.bar, self.progress, self.said, row('two', frame(self.map), frame(self.curves)), row('three', by_hand, frame(self.one), back))
     self.box.add_class('plasticity-stepper')
     for w in (self.layer, self.head): w.observe(self.guarded(self._chosen), 'value')
     self.map.data[0].on_click(lambda trace, at, state: self.guarded(lambda: at.xs and self.select(int(at.xs[0]), int(at.ys[0])))())
     self._lock(True)
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #5fac84fd
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #3647f9d2
 @patch
 def _chosen(self:CycleStepper): # a layer or a head was chosen in its list
-    if None not in (self.layer.value, self.head.value) and (self.layer.value, self.head.value)!=self.selected: self.select(self.layer.value, self.head.value)
+    if -1 not in (self.layer.value, self.head.value) and (self.layer.value, self.head.value)!=self.selected: self.select(self.layer.value, self.head.value)
 
 @patch
 def _take(self:CycleStepper, **given):
@@ -752,12 +752,12 @@ def _put(self:CycleStepper, w, fig):
         for k in ('title','xaxis','yaxis','xaxis2','yaxis2'):
             if k in new.layout and new.layout[k].to_plotly_json(): w.layout[k].update(new.layout[k].to_plotly_json())
 
-# %% ../../nbs/widgets/02_cycle_stepper.ipynb #b4c67b9f
+# %% ../../nbs/widgets/02_cycle_stepper.ipynb #d0c979f0
 @patch
 def _show(self:CycleStepper):
     "Everything as it is."
     self._put(self.map, self.map_figure()); self._put(self.curves, self.curves_figure()); self._show_head()
-    said = lambda p: f"{p.title}: {active_heads(p.gates)} heads" + (f", perplexity {number(p.seen[-1][1]['perplexity'])}" if p.seen else '')
+    said = lambda p: p.title + (f"  {number(p.seen[-1][1]['perplexity'])}" if p.seen else '')
     self.states.options = [f'{i}  {said(p)}' for i,p in enumerate(self.points)]; self.states.index = len(self.points)-1
     n = len(self.points); many = 's'*(n>1)
     self.kept.value = f'<div class="plasticity-note">{n} state{many} kept, at most {self.keep}; {self.store.size/2**20:.0f} MB in a temporary folder that Close removes</div>'
