@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIGNAL_LINES', 'HOW', 'MONITOR_CSS', 'ROWS', 'Speech', 'token_part', 'Buckets', 'rounded', 'grid', 'signal_words',
-           'domains', 'stress_figure', 'dressed', 'told', 'Text', 'StressMonitor']
+           'domains', 'placed', 'stress_figure', 'dressed', 'told', 'Text', 'StressMonitor']
 
 # %% ../../nbs/widgets/01_stress_monitor.ipynb #c5bcfad4
 import math, threading, time
@@ -140,7 +140,7 @@ def highest(self:Buckets,
     x = torch.zeros(self.none.numel(), device=field.index.device).scatter_reduce_(0, self.of[field.index], field.value, 'amax')
     return grid(x.view(self.none.shape).cpu(), ~self.none)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #1221c771
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #f82f4fd0
 SIGNAL_LINES = dict(incoherence=(LINES['baseline'].color, 'solid'), entropy=(STATES['revived'].color, 'dash'), repetition=(STATES['pruned'].color, 'solid'), attention=(STATES['alive'].color, 'dot'), dynamism=(STATES['growing'].color, 'dashdot'))
 #: signal -> how its line is drawn
 
@@ -153,13 +153,28 @@ def signal_words(
     return '  '.join(words[:3])+'<br>'*(len(words)>3)+'  '.join(words[3:])
 
 def domains(
-    neurons:bool # are they watched?
+    neurons:bool, # are they watched?
+    stacked:bool=False # one below the other, for a narrow page
 )->dict: # name -> (number of its axes, x domain, y domain, title above it)
     "Where the parts of the figure are."
-    left,right = [0, .4],[.55, 1]
-    if not neurons: return dict(heads=('', left, [0,.93], 'Stress of heads'), signals=('3', right, [.58,.93], ''), stress=('4', right, [0,.4], 'Highest stress'))
-    return dict(heads=('', left, [.56,.95], 'Stress of heads'), neurons=('2', left, [0,.44], 'Stress of neurons, in buckets'),
-                signals=('3', right, [.74,.95], ''), stress=('4', right, [.36,.6], 'Highest stress'), drill=('5', right, [0,.22], 'Neurons'))
+    part = dict(heads=('', 'Stress of heads'), neurons=('2', 'Stress of neurons, in buckets'), signals=('3', ''), stress=('4', 'Highest stress'), drill=('5', 'Neurons'))
+    if not neurons: part = {k:v for k,v in part.items() if k not in ('neurons','drill')}
+    left,right,n = [0, .4],[.55, 1],len(part)
+    if stacked: place = {k:([0, 1], [1-(i+1)/n+.07, 1-i/n-.03]) for i,k in enumerate(part)}
+    elif neurons: place = dict(heads=(left, [.56,.95]), neurons=(left, [0,.44]), signals=(right, [.74,.95]), stress=(right, [.36,.6]), drill=(right, [0,.22]))
+    else: place = dict(heads=(left, [0,.93]), signals=(right, [.58,.93]), stress=(right, [0,.4]))
+    return {k:(number, *place[k], title) for k,(number,title) in part.items()}
+
+def placed(
+    fig, # changed in place
+    where:dict # from `domains`
+):
+    "Put the parts of the figure in their places."
+    titles = {a.name:a for a in fig.layout.annotations}
+    for name,(n,x,y,_) in where.items():
+        fig.layout[f'xaxis{n}'].domain,fig.layout[f'yaxis{n}'].domain = x,y
+        titles[name].x,titles[name].y = x[0],y[1]
+    return fig
 
 # %% ../../nbs/widgets/01_stress_monitor.ipynb #c108177b
 def stress_figure(
@@ -185,20 +200,20 @@ def stress_figure(
         shapes=[dict(type='line', xref='x4 domain', yref='y4', x0=0, x1=1, y0=threshold, y1=threshold, line=dict(color=quiet, width=1.2, dash='dot'))])
     return dressed(fig, where, L, H, buckets, signals)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #659a21fc
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #49fc6a40
 def dressed(fig, where, L, H, buckets, signals):
     "Axes and titles of the figure."
     step = lambda n: dict(tickmode='linear', tick0=0, dtick=next(d for d in (1, 2, 4, 5, 10, 20, 50, 100, 500, n) if n<=10*d), showgrid=False, zeroline=False)
     axes = dict(heads=(dict(range=[-.5, L-.5], **step(L)), dict(title='head', range=[H-.5, -.5], **step(H))), signals=(dict(showticklabels=False), dict(range=[-.04, 1.04], dtick=.5, title='signal')), stress=(dict(title='token'), dict(title='stress', range=[0, 1.3*fig.layout.coloraxis.cmax], nticks=4)))
     if buckets: axes |= dict(neurons=(dict(title='layer', range=[-.5, L-.5], **step(L)), dict(title='bucket', range=[buckets.rows-.5, -.5], **step(buckets.rows))), drill=(dict(title='neuron', nticks=8), dict(title='stress', range=[0, fig.layout.coloraxis.cmax], nticks=3)))
     else: axes['heads'][0]['title'] = 'layer'
-    for name,(n,x,y,title) in where.items():
+    for name,(n,_,_,title) in where.items():
         a,b = axes[name]
-        fig.update_layout({f'xaxis{n}':dict(domain=x, anchor='y'+n, **a), f'yaxis{n}':dict(domain=y, anchor='x'+n, **b)})
-        fig.add_annotation(name=name, text=signal_words(signals) if name=='signals' else title, x=x[0], y=y[1], xref='paper', yref='paper', xanchor='left', yanchor='bottom', showarrow=False, font=dict(size=11 if name=='signals' else 13), align='left')
+        fig.update_layout({f'xaxis{n}':dict(anchor='y'+n, **a), f'yaxis{n}':dict(anchor='x'+n, **b)})
+        fig.add_annotation(name=name, text=signal_words(signals) if name=='signals' else title, xref='paper', yref='paper', xanchor='left', yanchor='bottom', showarrow=False, font=dict(size=11 if name=='signals' else 13), align='left')
     fig.update_xaxes(title_font_size=12, tickfont_size=11).update_yaxes(title_font_size=12, tickfont_size=11)
     for n in ('3','4'): fig.update_layout({f'xaxis{n}':dict(range=[0, 32])})
-    return fig
+    return placed(fig, where)
 
 # %% ../../nbs/widgets/01_stress_monitor.ipynb #3b7e65c9
 HOW = ('on','off','random sites')
@@ -656,7 +671,7 @@ def compare(self:StressMonitor,
 def _idle(self:StressMonitor):
     if self.busy: raise PlasticityError("a text is being written: pause it first")
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #4d978ee3
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #4c0662c9
 @patch
 def reset(self:StressMonitor):
     "Close the text: the model is what it was, and the panel is empty."
@@ -678,7 +693,9 @@ def undo(self:StressMonitor,
     self.say('Undone. It holds from the next token on; what has been said stays.')
 
 @patch
-def snapshot(self:StressMonitor)->go.Figure: # in light colours, for a page
-    "The figure as it is now, without the widget."
+def snapshot(self:StressMonitor)->go.Figure: # in light colours
+    "The figure as it is now, for a page: its parts one below the other."
     with self.lock: text = self.fig.to_json()
-    return pio.from_json(recolour(text, LIGHT) if self.theme.night else text)
+    fig,where = pio.from_json(recolour(text, LIGHT) if self.theme.night else text),domains(bool(self.buckets), True)
+    fig.update_coloraxes(colorbar=dict(x=1.01, y=1, yanchor='top', len=1/len(where)))
+    return placed(fig.update_layout(height=210*len(where)), where)
