@@ -121,13 +121,16 @@ def figure_html(
 DRAW_JS = '''function plasticityDraw(box){
   if(!window.Plotly){ if(document.readyState!=='complete') addEventListener('load',()=>plasticityDraw(box),{once:true}); return; }
   const dark=%s, spec=box.querySelector('script').textContent, gd=box.appendChild(document.createElement('div'));
-  const keyed=(el,name,act)=>{ el.setAttribute('tabindex','0'); el.setAttribute('role',name); el.onkeydown=e=>act(e)&&e.preventDefault(); };
+  const keyed=(el,said,act)=>{ for(const k in said) el.setAttribute(k,said[k]); el.setAttribute('tabindex','0'); el.onkeydown=e=>act(e)&&e.preventDefault(); };
   const keys=()=>{
-    for(const b of gd.querySelectorAll('.updatemenu-button')) keyed(b,'button',e=>['Enter',' '].includes(e.key)&&(b.dispatchEvent(new MouseEvent('click',{bubbles:true})),true));
-    gd.querySelectorAll('.slider-group').forEach((g,i)=>keyed(g,'slider',e=>{
-      const s=gd._fullLayout.sliders[i], to={ArrowLeft:s.active-1,ArrowRight:s.active+1,Home:0,End:s.steps.length-1}[e.key];
-      if(s.steps[to]){ Plotly.animate(gd,...s.steps[to].args); return true; }
-    }));
+    for(const b of gd.querySelectorAll('.updatemenu-button')) keyed(b,{role:'button','aria-label':'play'},e=>['Enter',' '].includes(e.key)&&(b.dispatchEvent(new MouseEvent('click',{bubbles:true})),true));
+    gd.querySelectorAll('.slider-group').forEach((g,i)=>{
+      const s=gd._fullLayout.sliders[i];
+      keyed(g,{role:'slider','aria-valuemin':0,'aria-valuemax':s.steps.length-1,'aria-valuenow':s.active,'aria-valuetext':s.steps[s.active].label},e=>{
+        const s=gd._fullLayout.sliders[i], to=s.steps[{ArrowLeft:s.active-1,ArrowRight:s.active+1,Home:0,End:s.steps.length-1}[e.key]];
+        if(to){ Plotly.animate(gd,...to.args); return true; }
+      });
+    });
   };
   let now=null;
   const fold=(text,room)=>{ // lines of a text, at most so many letters in each

@@ -57,7 +57,7 @@ def test_the_monitor_in_jupyterlab(tmp_path, night):
         page.keyboard.press('End')
         button('Run').click()
         panel.get_by_text('Written: 48 tokens. The text is held open').wait_for()
-        drawn(page, 'rgb(242, 244, 246)' if night else 'rgb(26, 30, 35)')
+        drawn(page, 'rgb(76, 143, 240)' if night else 'rgb(0, 114, 178)')
         panel.locator('.plasticity-text').first.focus()     # the numbers of a token, by keyboard
         page.keyboard.press('ArrowLeft')
         assert 'repetition' in panel.locator('.plasticity-line').first.inner_text()
@@ -66,7 +66,7 @@ def test_the_monitor_in_jupyterlab(tmp_path, night):
         first.get_by_role('button', name='Undo').click()
         first.get_by_text('undone').wait_for()
         assert first.get_by_role('button', name='Undo').is_disabled()
-        picture(page, f'stress_monitor_{"dark" if night else "light"}')
+        picture(page, 'stress_monitor_dark' if night else 'stress_monitor')
         button('Reset').click()
         panel.get_by_text('Reset: the model is what it was.').wait_for()
         run(2)
@@ -81,7 +81,7 @@ def test_two_texts_side_by_side_in_a_narrow_jupyterlab(tmp_path):
         panel.get_by_text('held open').wait_for()
         for how in ('RCG on','RCG off'): panel.locator('.plasticity-head', has_text=how).wait_for()
         panel.get_by_text('rep-4').nth(1).wait_for()
-        drawn(page, 'rgb(26, 30, 35)')
+        drawn(page, 'rgb(0, 114, 178)')
         assert page.evaluate("[...document.querySelectorAll('.plasticity-panel *')].every(e => e.getBoundingClientRect().right <= innerWidth+1)"), 'something is cut off'
         picture(page, 'stress_monitor_narrow')
         assert not page.errors, page.errors
@@ -92,7 +92,7 @@ def test_the_monitor_in_voila(tmp_path):
         panel.get_by_role('button', name='Run', exact=True).click()
         panel.get_by_text('Written: 48 tokens').wait_for()
         assert panel.locator('.plasticity-text span').count() > 40
-        drawn(page, 'rgb(26, 30, 35)')
+        drawn(page, 'rgb(0, 114, 178)')
         panel.get_by_role('button', name='Undo').first.click()
         panel.get_by_text('Undone. It holds from the next token on').wait_for()
         picture(page, 'stress_monitor_voila')

@@ -52,7 +52,8 @@ class NotebookItem(pytest.Item):
         directives = Counter(d for cell in cell_directives(self.path) for d in cell)
         if 'skip_exec' in directives: pytest.skip('skip_exec in its front matter')
         force = {f for f, on in (('slow', not self.config.getoption('quick')), ('hub', self.config.getoption('hub')),
-                                 ('cuda', 'cuda' in directives and has_cuda())) if on}
+                                 ('cuda', 'cuda' in directives and has_cuda()),
+                                 ('py311', sys.version_info[:2] == (3, 11))) if on}
         left_out = {f: directives[f] for f in skip_flags() if f in directives and f not in force}
         if left_out: self.user_properties.append(('left out', ', '.join(f'{n} {f}' for f, n in left_out.items())))
         passed, text = run_apart(self.path, force, float(self.config.getini('notebook_seconds')),

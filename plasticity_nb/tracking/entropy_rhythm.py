@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RHYTHM_UNITS', 'STILL', 'MOVING', 'DRAWINGS', 'head_deviations', 'Stack', 'round_length', 'stacked', 'line_parts',
            'rhythm_figure', 'rhythm_sheet', 'known_path', 'write_bytes', 'write_figure_page', 'write_sheet',
-           'plot_entropy_rhythm', 'pixels', 'film_frames', 'write_gif', 'write_mp4', 'moving_figure',
+           'plot_entropy_rhythm', 'pixels', 'film_frames', 'film_palette', 'write_gif', 'write_mp4', 'moving_figure',
            'create_animated_entropy_rhythm', 'head_deltas', 'delta_sheet', 'create_entropy_delta_heatmap',
            'plot_entropy_rhythm_from_file', 'without_trend', 'power_shares', 'look_memory', 'autocorrelation', 'Rhythm',
            'analyze_rhythm', 'layer_frame']
@@ -351,6 +351,16 @@ def film_frames(
     yield a
 
 # %% ../../nbs/tracking/04_entropy_rhythm.ipynb #bf56fb65
+def film_palette(
+    frames:list # of images
+): # Pillow image, 96 colours
+    "Colours for a film; those of marks and cursor are few among many grey pixels and count as a quarter."
+    from PIL import Image
+    seen = np.concatenate([f.reshape(-1, 3) for f in (frames[len(frames)//2], frames[-1])])
+    bright = seen[np.ptp(seen.astype(int), axis=1)>60]
+    if len(bright): seen = np.concatenate([seen, np.resize(bright, (len(seen)//4, 3))])
+    return Image.fromarray(seen[:len(seen)//500*500].reshape(-1, 500, 3)).quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+
 def write_gif(
     path:Path, # .gif
     frames, # of images
@@ -358,9 +368,8 @@ def write_gif(
 )->Path: # the file
     "Write a film as an animated GIF that begins again at its end."
     from PIL import Image
-    images = [Image.fromarray(f) for f in frames]
-    palette = images[-1].quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    images = [i.quantize(palette=palette, dither=Image.Dither.NONE) for i in images]
+    palette = film_palette(frames := list(frames))
+    images = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     out = io.BytesIO()
     images[0].save(out, 'GIF', save_all=True, append_images=images[1:], duration=[1000//fps]*(len(images)-1)+[1500], loop=0)
     return write_bytes(path, out.getvalue())

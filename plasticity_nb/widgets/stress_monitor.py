@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIGNAL_LINES', 'HOW', 'MONITOR_CSS', 'ROWS', 'Speech', 'token_part', 'Buckets', 'rounded', 'grid', 'signal_words',
-           'domains', 'stress_figure', 'dressed', 'told', 'Text', 'StressMonitor']
+           'domains', 'placed', 'stress_figure', 'dressed', 'told', 'Text', 'StressMonitor']
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #f2634831
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #c5bcfad4
 import math, threading, time
 from dataclasses import replace
 from html import escape
@@ -26,7 +26,7 @@ from ..rcg.engine import RCG, RCGConfig
 from ..rcg.stress import TARGETINGS
 from .panel import LIGHT, Budget, Panel, drawing
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #aabda1a3
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #a0d94f55
 class Speech(anywidget.AnyWidget):
     "A text that grows token by token."
     _esm = '''
@@ -64,7 +64,7 @@ class Speech(anywidget.AnyWidget):
     label = traitlets.Unicode('text').tag(sync=True)
     most = traitlets.Int(400).tag(sync=True) # tokens that are shown: the newest
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #c711a034
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #061ca404
 @patch
 def clear(self:Speech,
     prompt:str='' # is shown in grey
@@ -88,7 +88,7 @@ def __init__(self:Speech, **kwargs):
     self.parts,self.at = [],0 # kept here for a view that opens later; number of the first of them
     self.on_msg(lambda *_: self.send(dict(at=self.at, parts=self.parts, whole=True)))
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #5efeb868
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #e43ea67a
 def token_part(
     step, # `Step`
     signals:dict # signal -> float, of this step
@@ -101,15 +101,16 @@ def token_part(
     marks = ' '.join(['moved']*bool(moved)+['back']*back+['end']*('\n' in step.text and not step.text.strip()))
     return [step.text, round(100*min(1, max(0, signals['incoherence']))), '; '.join(said), marks]
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #f809ba83
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #a3a464de
 class Buckets:
     "The neurons of all layers in about a thousand buckets."
     def __init__(self,
         widths:list, # neurons of each layer; 0 where it has none
         most:int=1000 # buckets
     ):
-        self.widths,self.rows = widths,max(1, min(max(widths, default=1), most//max(1, len(widths))))
-        self.size = [max(1, math.ceil(w/self.rows)) for w in widths] # neurons in a bucket of each layer
+        self.widths,rows = widths,max(1, most//max(1, len(widths)))
+        self.size = [max(1, math.ceil(w/rows)) for w in widths] # neurons in a bucket of each layer
+        self.rows = max([1, *(math.ceil(w/s) for w,s in zip(widths, self.size))]) # buckets of a layer, at most
         self.begin = [sum(widths[:i]) for i in range(len(widths))]
         self.of = torch.cat([i*self.rows+torch.arange(w)//s for i,(w,s) in enumerate(zip(widths, self.size))]) if widths else torch.zeros(0, dtype=torch.long) # bucket of each neuron
         self.none = torch.tensor([[r*s>=w for r in range(self.rows)] for w,s in zip(widths, self.size)], dtype=torch.bool) # there is no such bucket
@@ -118,7 +119,7 @@ class Buckets:
         if not 0<=layer<len(self.widths) or not 0<=bucket*self.size[layer]<self.widths[layer]: raise PlasticityError(f"there is no bucket {bucket} of neurons in layer {layer}: give a layer from 0 to {len(self.widths)-1}, and a bucket from 0 to {self.rows-1}")
         return range(bucket*self.size[layer], min(self.widths[layer], (bucket+1)*self.size[layer]))
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #e4242d30
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #1fc7de4c
 def rounded(x)->list: # of numbers, or of lists of them
     "Numbers as a browser needs them: a thousandth is finer than a pixel."
     return [rounded(y) if isinstance(y, list) else round(y, 3) for y in (x.tolist() if torch.is_tensor(x) else x)]
@@ -139,8 +140,8 @@ def highest(self:Buckets,
     x = torch.zeros(self.none.numel(), device=field.index.device).scatter_reduce_(0, self.of[field.index], field.value, 'amax')
     return grid(x.view(self.none.shape).cpu(), ~self.none)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #d6977399
-SIGNAL_LINES = dict(entropy=(STATES['revived'].color, 'dash'), repetition=(STATES['pruned'].color, 'solid'), attention=(STATES['alive'].color, 'dot'), dynamism=(STATES['growing'].color, 'dashdot'), incoherence=(LINES['dense'].color, 'solid'))
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #f82f4fd0
+SIGNAL_LINES = dict(incoherence=(LINES['baseline'].color, 'solid'), entropy=(STATES['revived'].color, 'dash'), repetition=(STATES['pruned'].color, 'solid'), attention=(STATES['alive'].color, 'dot'), dynamism=(STATES['growing'].color, 'dashdot'))
 #: signal -> how its line is drawn
 
 def signal_words(
@@ -148,18 +149,34 @@ def signal_words(
 )->str:
     "A legend that is a line of words."
     glyph = dict(solid='━', dash='╍', dot='┄', dashdot='┉')
-    return '  '.join(f'<span style="color:{c}">{glyph[d]} {s}</span>' for s,(c,d) in SIGNAL_LINES.items() if s in signals)
+    words = [f'<span style="color:{c}">{"▬" if s=="incoherence" else glyph[d]} {s}</span>' for s,(c,d) in SIGNAL_LINES.items() if s in signals]
+    return '  '.join(words[:3])+'<br>'*(len(words)>3)+'  '.join(words[3:])
 
 def domains(
-    neurons:bool # are they watched?
+    neurons:bool, # are they watched?
+    stacked:bool=False # one below the other, for a narrow page
 )->dict: # name -> (number of its axes, x domain, y domain, title above it)
     "Where the parts of the figure are."
-    right = [.53, 1]
-    if not neurons: return dict(heads=('', [0,.42], [0,.93], 'Stress of heads'), signals=('3', right, [.58,.93], ''), stress=('4', right, [0,.4], 'Highest stress'))
-    return dict(heads=('', [0,.42], [.56,.95], 'Stress of heads'), neurons=('2', [0,.42], [0,.44], 'Stress of neurons, in buckets'),
-                signals=('3', right, [.74,.95], ''), stress=('4', right, [.36,.6], 'Highest stress'), drill=('5', right, [0,.22], 'Neurons'))
+    part = dict(heads=('', 'Stress of heads'), neurons=('2', 'Stress of neurons, in buckets'), signals=('3', ''), stress=('4', 'Highest stress'), drill=('5', 'Neurons'))
+    if not neurons: part = {k:v for k,v in part.items() if k not in ('neurons','drill')}
+    left,right,n = [0, .4],[.55, 1],len(part)
+    if stacked: place = {k:([0, 1], [1-(i+1)/n+.07, 1-i/n-.03]) for i,k in enumerate(part)}
+    elif neurons: place = dict(heads=(left, [.56,.95]), neurons=(left, [0,.44]), signals=(right, [.74,.95]), stress=(right, [.36,.6]), drill=(right, [0,.22]))
+    else: place = dict(heads=(left, [0,.93]), signals=(right, [.58,.93]), stress=(right, [0,.4]))
+    return {k:(number, *place[k], title) for k,(number,title) in part.items()}
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #2e2a4fe2
+def placed(
+    fig, # changed in place
+    where:dict # from `domains`
+):
+    "Put the parts of the figure in their places."
+    titles = {a.name:a for a in fig.layout.annotations}
+    for name,(n,x,y,_) in where.items():
+        fig.layout[f'xaxis{n}'].domain,fig.layout[f'yaxis{n}'].domain = x,y
+        titles[name].x,titles[name].y = x[0],y[1]
+    return fig
+
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #c108177b
 def stress_figure(
     exists:torch.Tensor, # BoolTensor [layers, heads]
     buckets:Buckets=None, # of the neurons, if they are watched
@@ -173,32 +190,32 @@ def stress_figure(
     gap = int(L<=40)
     heat = lambda name,n,what: go.Heatmap(name=name, z=[[0.]*L]*n, coloraxis='coloraxis', xgap=gap, ygap=int(n<=40), hoverongaps=False, hovertemplate='layer %{x}, '+what+' %{y}<br>stress %{z:.3f}<extra></extra>', **on(name))
     star = dict(symbol=STATES['stress'].symbol, color=pink, size=10, line=dict(width=.8, color='white'))
-    line = lambda s: go.Scatter(name=s, x=[], y=[], mode='lines', line=dict(color=SIGNAL_LINES[s][0], dash=SIGNAL_LINES[s][1], width=2.2 if s=='incoherence' else 1.3), hovertemplate='token %{x}<br>'+s+' %{y:.2f}<extra></extra>', **on('signals'))
+    line = lambda s: go.Scatter(name=s, x=[], y=[], mode='lines', opacity=.4 if s=='incoherence' else 1, line=dict(color=SIGNAL_LINES[s][0], dash=SIGNAL_LINES[s][1], width=7 if s=='incoherence' else 1.4), hovertemplate='token %{x}<br>'+s+' %{y:.2f}<extra></extra>', **on('signals'))
     data = [heat('heads', H, 'head'), go.Scatter(name='fallen', x=[], y=[], mode='markers', marker=star, hoverinfo='skip', **on('heads')), *map(line, signals),
-            go.Scatter(name='stress', x=[], y=[], mode='lines', line=dict(color=pink, width=1.6), hovertemplate='token %{x}<br>highest stress %{y:.3f}<extra></extra>', **on('stress')),
-            go.Scatter(name='collapses', x=[], y=[], mode='markers', marker=star|dict(size=8), customdata=[], hovertemplate='token %{x}<br>weight moved in %{customdata} matrices<extra></extra>', **on('stress'))]
+            go.Scatter(name='stress', x=[], y=[], mode='lines', line=dict(color=pink, width=1.6), hovertemplate='token %{x}<br>highest stress that is left %{y:.3f}<extra></extra>', **on('stress')),
+            go.Scatter(name='collapses', x=[], y=[], mode='markers', marker=star|dict(size=8), customdata=[], hovertemplate='token %{x}<br>gave way at stress %{y:.3f}<br>matrices: %{customdata}<extra></extra>', **on('stress'))]
     if buckets: data += [heat('neurons', buckets.rows, 'bucket'), go.Bar(name='drill', x=[], y=[], marker_color=pink, hovertemplate='neuron %{x}<br>stress %{y:.3f}<extra></extra>', **on('drill'))]
-    fig = go.Figure(data).update_layout(template=template(), height=560 if buckets else 400, showlegend=False, dragmode=False, margin=dict(l=44, r=10, t=22, b=40), bargap=.15,
-        coloraxis=dict(cmin=0, cmax=threshold, colorscale=[[0, PAGE['closed'][0]], [1, pink]], colorbar=dict(x=.425, xanchor='left', y=.5, len=.9, thickness=8, outlinewidth=0, tickvals=[0, threshold], ticktext=['0', f'{threshold:g}+'], tickfont_size=11)),
+    fig = go.Figure(data).update_layout(template=template(), height=560 if buckets else 400, showlegend=False, dragmode=False, margin=dict(l=44, r=10, t=30, b=40), bargap=.15,
+        coloraxis=dict(cmin=0, cmax=threshold, colorscale=[[0, PAGE['closed'][0]], [1, pink]], colorbar=dict(x=.41, xanchor='left', y=.5, len=.9, thickness=8, outlinewidth=0, tickvals=[0, threshold], ticktext=['0', f'{threshold:g}+'], tickfont_size=11)),
         shapes=[dict(type='line', xref='x4 domain', yref='y4', x0=0, x1=1, y0=threshold, y1=threshold, line=dict(color=quiet, width=1.2, dash='dot'))])
     return dressed(fig, where, L, H, buckets, signals)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #ec173bfb
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #49fc6a40
 def dressed(fig, where, L, H, buckets, signals):
     "Axes and titles of the figure."
     step = lambda n: dict(tickmode='linear', tick0=0, dtick=next(d for d in (1, 2, 4, 5, 10, 20, 50, 100, 500, n) if n<=10*d), showgrid=False, zeroline=False)
     axes = dict(heads=(dict(range=[-.5, L-.5], **step(L)), dict(title='head', range=[H-.5, -.5], **step(H))), signals=(dict(showticklabels=False), dict(range=[-.04, 1.04], dtick=.5, title='signal')), stress=(dict(title='token'), dict(title='stress', range=[0, 1.3*fig.layout.coloraxis.cmax], nticks=4)))
     if buckets: axes |= dict(neurons=(dict(title='layer', range=[-.5, L-.5], **step(L)), dict(title='bucket', range=[buckets.rows-.5, -.5], **step(buckets.rows))), drill=(dict(title='neuron', nticks=8), dict(title='stress', range=[0, fig.layout.coloraxis.cmax], nticks=3)))
     else: axes['heads'][0]['title'] = 'layer'
-    for name,(n,x,y,title) in where.items():
+    for name,(n,_,_,title) in where.items():
         a,b = axes[name]
-        fig.update_layout({f'xaxis{n}':dict(domain=x, anchor='y'+n, **a), f'yaxis{n}':dict(domain=y, anchor='x'+n, **b)})
-        fig.add_annotation(name=name, text=signal_words(signals) if name=='signals' else title, x=x[0], y=y[1], xref='paper', yref='paper', xanchor='left', yanchor='bottom', showarrow=False, font=dict(size=11 if name=='signals' else 13), align='left')
+        fig.update_layout({f'xaxis{n}':dict(anchor='y'+n, **a), f'yaxis{n}':dict(anchor='x'+n, **b)})
+        fig.add_annotation(name=name, text=signal_words(signals) if name=='signals' else title, xref='paper', yref='paper', xanchor='left', yanchor='bottom', showarrow=False, font=dict(size=11 if name=='signals' else 13), align='left')
     fig.update_xaxes(title_font_size=12, tickfont_size=11).update_yaxes(title_font_size=12, tickfont_size=11)
     for n in ('3','4'): fig.update_layout({f'xaxis{n}':dict(range=[0, 32])})
-    return fig
+    return placed(fig, where)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #c0cc6624
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #3b7e65c9
 HOW = ('on','off','random sites')
 #: RCG as it is; watch only; and the control, the same rule at random places
 
@@ -219,7 +236,7 @@ def told(
     if event['refused']: return said+f"under stress {max(event['stress']):.2f}; refused, {escape(event['refused'])}"
     return said+f"gave {min(share):.0%}{f' to {max(share):.0%}' if len(set(share))>1 else ''} of their weight to {who(t['dst'])}".replace('their', 'its' if len(t['src'])==1 else 'their')
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #310ca506
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #141acf58
 class Text:
     "A text in the monitor: what is drawn of it, and what became of its events."
     def __init__(self,
@@ -229,7 +246,8 @@ class Text:
     ):
         self.g,self.how,self.most = generation,how,most
         self.events,self.undone,self.taken = [],set(), set() # collapses, prunings and rollbacks; ids undone by hand; and by a rollback
-        self.names,self.trace,self.fell,self.drawn = [],torch.zeros(0, 0),[],0 # of the trace's columns; [tokens, signals and stress]; (token, matrices) where weight moved; tokens that were drawn
+        self.left = [] # highest stress, after each token, of what may collapse
+        self.names,self.trace,self.fell,self.drawn = [],torch.zeros(0, 0),[],0 # of the trace's columns; [tokens, signals and stress]; (token, matrices, highest stress) where weight moved; tokens that were drawn
 
     @property
     def done(self): return self.g.collapse.done if self.g.collapse is not None else {} # events in force
@@ -243,7 +261,7 @@ class Text:
     def told(self, e): # in words
         return told(e, getattr(self.g.collapse.by_name[e['transfer']['matrix']], 'heads', None) if e['kind']=='collapse' else None)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #958e0802
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #aacfabaf
 @patch
 def write(self:Text):
     "One token more."
@@ -252,6 +270,7 @@ def write(self:Text):
     except StopIteration: raise PlasticityError("this text was closed, since another one was begun on the same model: press Run to write it anew") from None
     if any(e['kind']=='rollback' for e in s.events): self.taken |= (before | {e['id'] for e in s.events if 'id' in e})-set(self.done)
     self.events += [e for e in s.events if e['kind']!='guard']
+    self.left.append(self.g.field.peak()[0] if self.g.rcg.config.neurons else self.g.field.heads.max())
 
 @patch
 def undo(self:Text,
@@ -259,13 +278,11 @@ def undo(self:Text,
 ):
     "Take one event back."
     if self.g.closed: raise PlasticityError("the text has ended and the weights are what they were: there is nothing to undo")
+    if self.g.collapse is None: raise PlasticityError("this text is only watched, no weight was moved: there is nothing to undo")
     if event is None and not self.done: raise PlasticityError("no event is in force: there is nothing to undo")
     i = max(self.done) if event is None else event.get('id') if isinstance(event, dict) else event
-    self.g.collapse.rollback(dict(id=i)) if self.g.collapse is not None else self.refuse()
+    self.g.collapse.rollback(dict(id=i))
     self.undone.add(i)
-
-@patch
-def refuse(self:Text): raise PlasticityError("this text is only watched, no weight was moved: there is nothing to undo")
 
 @patch
 def catch_up(self:Text)->list: # parts for `Speech`
@@ -273,9 +290,10 @@ def catch_up(self:Text)->list: # parts for `Speech`
     new = self.g.steps[self.drawn:]
     if not new: return []
     self.names = [*new[0].signals,'stress']
-    x = torch.stack([torch.stack([*s.signals.values(), s.stress])[:,0] for s in new]).cpu()
+    x = torch.stack([torch.stack([*(v[0] for v in s.signals.values()), p]) for s,p in zip(new, self.left[self.drawn:])]).cpu()
     self.trace = torch.cat([self.trace.reshape(-1, x.shape[1]), x])[-self.most:]
-    self.fell += [(s.index+1, n) for s in new if (n := sum(e['kind']=='collapse' and not e['refused'] for e in s.events))]
+    for s in new:
+        if fell := [max(e['stress']) for e in s.events if e['kind']=='collapse' and not e['refused']]: self.fell.append((s.index+1, len(fell), max(fell)))
     self.drawn += len(new)
     return [token_part(s, dict(zip(self.names, row))) for s,row in zip(new[-self.most:], x[-self.most:].tolist())]
 
@@ -287,7 +305,7 @@ def numbers(self:Text)->str: # HTML-safe
     n = sum(self.state(e)!='' for e in self.events)
     return f"{len(t)} tokens · rep-4 {rep_n(t, 4):.2f} · mean incoherence {float(self.g.signals['incoherence'][0].mean()):.2f} · {n} collapse{'s'*(n!=1)}"
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #9ce1d899
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #9cef0fb1
 class StressMonitor(Panel):
     "Watch a model write, and its stress."
     def __init__(self,
@@ -320,7 +338,7 @@ class StressMonitor(Panel):
     @property
     def going(self)->bool: return bool(self.texts) and not self.text.g.closed and not (self.text.g.written and not self.jobs) # there is more to write
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #05109af8
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #8eda8c8f
 MONITOR_CSS = '''.plasticity-panel .plasticity-row{display:flex;flex-flow:row wrap;gap:6px 14px;align-items:center;margin:0 0 8px}
 .plasticity-panel .plasticity-speak{display:grid;grid-template-columns:repeat(auto-fit,minmax(310px,1fr));gap:14px;align-items:start;overflow:hidden}
 .plasticity-panel .plasticity-text{white-space:pre-wrap;overflow-wrap:anywhere;font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:13px;line-height:1.6;height:224px;overflow-y:auto;padding:8px 10px;border:1px solid var(--grid);border-radius:4px;background:var(--paper)}
@@ -334,7 +352,7 @@ MONITOR_CSS = '''.plasticity-panel .plasticity-row{display:flex;flex-flow:row wr
 .plasticity-panel .plasticity-wide{overflow-x:auto}.plasticity-panel .plasticity-wide>*{flex:1 1 auto;min-width:600px}
 .plasticity-panel .plasticity-event{align-items:center;min-height:38px;border-bottom:1px solid var(--grid)}.plasticity-panel .plasticity-event>:first-child{flex:1 1 auto;min-width:0}'''
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #52a1e2b5
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #ba7fc8de
 @patch
 def button(self:StressMonitor,
     name:str, # on it
@@ -367,7 +385,7 @@ def _build(self:StressMonitor, prompt, tokens):
               row(HBox([HTML('RCG'), self.how]), self.targeting, self.threshold, self.elasticity), row(self.against, self.buttons['compare'], note), self.said, self._speaking(), *self._picture())
     self._reset_view(); self._rest()
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #200eed49
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #6e593c39
 ROWS = 5 # events on a page of the log
 
 @patch
@@ -399,7 +417,7 @@ def _picture(self:StressMonitor):
     self.traces['neurons'].on_click(lambda t,points,s: points.xs and self.guarded(lambda: self.look(points.xs[0], points.ys[0]))())
     return [wide, HBox([self.layer, self.bucket, HTML('<span class="plasticity-small">Neurons of one bucket: choose it here, or click it.</span>')]).add_class('plasticity-row')]
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #f9241f44
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #ad3952e1
 @patch
 def _draw(self:StressMonitor):
     "Show what has come since the last drawing."
@@ -416,19 +434,19 @@ def _draw_figure(self:StressMonitor, x):
     tokens = list(range(n-len(x.trace)+1, n+1))
     newest = [e for e in x.g.steps[-1].events if e['kind']=='collapse' and not e['refused']]
     heads = [(e['layer'], h) for e in newest if (of := getattr(x.g.collapse.by_name[e['transfer']['matrix']], 'heads', None)) for p in e['transfer']['src'] for h in of[p]]
-    stars = [(t, k) for t,k in x.fell if t>=tokens[0]]
-    stress,threshold = x.trace[:,-1],x.g.rcg.config.collapse.threshold
+    stress,threshold = x.trace[:,-1].tolist(),x.g.rcg.config.collapse.threshold
+    stars = [(t, k, max(top, stress[t-tokens[0]])) for t,k,top in x.fell if t>=tokens[0]]
     with drawing(self.fig) as f:
         at['heads'].z = grid(field.heads[0].cpu(), self.lm.anatomy.exists.cpu())
         at['fallen'].x,at['fallen'].y = [l for l,_ in heads],[h for _,h in heads]
         for name,y in zip(x.names, x.trace.T):
             if name in at: at[name].x,at[name].y = tokens,rounded(y)
-        at['collapses'].x,at['collapses'].y,at['collapses'].customdata = [t for t,_ in stars],rounded(stress[[t-tokens[0] for t,_ in stars]]),[k for _,k in stars]
+        at['collapses'].x,at['collapses'].y,at['collapses'].customdata = [t for t,_,_ in stars],[round(y, 3) for _,_,y in stars],[k for _,k,_ in stars]
         for axis in (f.layout.xaxis3, f.layout.xaxis4): axis.range = [tokens[0]-.5, max(n, tokens[0]+31)+.5]
-        f.layout.yaxis4.range = [0, 1.15*max(threshold, float(stress.max()))]
+        f.layout.yaxis4.range = [0, 1.15*max(threshold, *stress, *(y for _,_,y in stars))]
         if self.buckets: at['neurons'].z = self.buckets.highest(field); self._bars(f, field)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #f80058eb
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #720b489f
 @patch
 def _bars(self:StressMonitor, f, field):
     "The neurons of the chosen bucket."
@@ -457,7 +475,7 @@ def look(self:StressMonitor,
     self.buckets.neurons(layer, bucket)
     with self.lock: self.layer.value,self.bucket.value = int(layer),int(bucket)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #3276b203
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #85310489
 @patch
 def events(self:StressMonitor)->list: # of (`Text`, event)
     "All events of the texts that are shown, the newest first."
@@ -487,7 +505,7 @@ def _draw_log(self:StressMonitor):
     self.newer.disabled,self.older.disabled = not self.page,lo+ROWS>=len(found)
     self.log_head.value = f'<span class="plasticity-small">{f"{lo+1}–{min(lo+ROWS, len(found))} of {len(found)}, the newest first" if found else "Nothing has moved yet."}</span>'
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #fd519c53
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #5e313fbd
 @patch
 def conservation(self:StressMonitor)->str: # HTML-safe
     "Whether what was moved is still there, from the bytes of the matrices as they are now."
@@ -503,7 +521,7 @@ def conservation(self:StressMonitor)->str: # HTML-safe
 @patch
 def _measure(self:StressMonitor): self.kept.value = f'<div class="plasticity-small"><b>Conservation</b> {self.conservation()}</div>'
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #7aa2b06b
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #03f88c79
 @patch
 def set(self:StressMonitor,
     **controls # prompt, tokens, speed, how, targeting, threshold, elasticity, against -> value
@@ -523,7 +541,7 @@ def chosen(self:StressMonitor)->RCGConfig:
     c,t = self.config.collapse,self.threshold.value
     return replace(self.config, targeting=self.targeting.value, collapse=replace(c, threshold=t, snap=max(t, c.snap), relax=self.elasticity.value))
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #7b373f63
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #9dcd7488
 @patch
 def _begin(self:StressMonitor, jobs):
     "Close what is open, and begin with what the controls say."
@@ -551,7 +569,7 @@ def _add(self:StressMonitor, how):
 def _leave(self:StressMonitor):
     for x in self.texts: x.g.close()
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #fe8e928b
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #3bd88574
 @patch
 def _reset_view(self:StressMonitor, columns:int=1):
     "Everything empty."
@@ -572,7 +590,7 @@ def _reset_view(self:StressMonitor, columns:int=1):
             f.layout.yaxis4.range = [0, 1.15*t]
             if self.buckets: self._bars(f, None)
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #edf37f6e
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #73f29406
 @patch
 def _write(self:StressMonitor, n=None):
     "In the thread: token after token."
@@ -610,7 +628,7 @@ def _rest(self:StressMonitor):
     elif self.going: self.say(f'Paused at token {n} of {self.settings["n"]}.')
     else: self.say(f'Written: {n} tokens. The text is held open, so that you can look and undo; Reset gives the model back as it was.')
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #ec3a9708
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #dbd11c8c
 @patch
 def _buttons(self:StressMonitor, writing):
     self.writing = writing
@@ -653,7 +671,7 @@ def compare(self:StressMonitor,
 def _idle(self:StressMonitor):
     if self.busy: raise PlasticityError("a text is being written: pause it first")
 
-# %% ../../nbs/widgets/01_stress_monitor.ipynb #2cbfe4c2
+# %% ../../nbs/widgets/01_stress_monitor.ipynb #4c0662c9
 @patch
 def reset(self:StressMonitor):
     "Close the text: the model is what it was, and the panel is empty."
@@ -675,7 +693,9 @@ def undo(self:StressMonitor,
     self.say('Undone. It holds from the next token on; what has been said stays.')
 
 @patch
-def snapshot(self:StressMonitor)->go.Figure: # in light colours, for a page
-    "The figure as it is now, without the widget."
+def snapshot(self:StressMonitor)->go.Figure: # in light colours
+    "The figure as it is now, for a page: its parts one below the other."
     with self.lock: text = self.fig.to_json()
-    return pio.from_json(recolour(text, LIGHT) if self.theme.night else text)
+    fig,where = pio.from_json(recolour(text, LIGHT) if self.theme.night else text),domains(bool(self.buckets), True)
+    fig.update_coloraxes(colorbar=dict(x=1.01, y=1, yanchor='top', len=1/len(where)))
+    return placed(fig.update_layout(height=210*len(where)), where)
