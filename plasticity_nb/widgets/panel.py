@@ -61,7 +61,8 @@ function render({model, el}) {
       while (again && !gone) {
         again = false;
         const fig = JSON.parse(model.get('spec'));
-        await (await plotly(model.get('_plotly'))).react(gd, fig.data, fig.layout, model.get('_config'));
+        const drawn = (await plotly(model.get('_plotly'))).react(gd, fig.data, fig.layout, model.get('_config'));
+        await Promise.race([drawn, new Promise(go => setTimeout(go, 5000))]); // a drawing that does not end must not keep the next one waiting
         if (!gd.dataset.drawn) { gd.dataset.drawn = 'yes'; gd.on('plotly_click', click); }
       }
     } finally { busy = false; }
