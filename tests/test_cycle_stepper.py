@@ -54,7 +54,8 @@ def test_a_cycle_is_stepped_through_in_jupyterlab(tmp_path):
         run(2)
         page.get_by_text('closed, False').wait_for()
         panel.wait_for(state='detached')
-        assert not page.errors, page.errors
+        wrong = [e for e in page.errors if e != 'no comm channel defined'] # what a widget of the page says whose other end has just been closed
+        assert not wrong, wrong
 
 def test_a_cycle_runs_alone_in_voila_and_is_stopped(tmp_path):
     with voila(tmp_path, CELL, night=True, width=800) as page:
