@@ -259,6 +259,7 @@ def follow(self:TrackingBrowser):
 @patch
 def _watch(self:TrackingBrowser):
     while not self.stopping.wait(self.seconds):
+        over = self.tracked.state().startswith(('The run is finished','The run stopped')) # asked before the last look, or the end would not be seen
         self.refresh()
-        if self.tracked.state().startswith(('The run is finished','The run stopped')): break
+        if over: break
     self._filling = True; self.live.value = False; self._filling = False
