@@ -56,5 +56,6 @@ def test_a_panel_says_that_its_kernel_has_gone(tmp_path):
         panel = page.locator('.plasticity-panel')
         panel.get_by_text('count 0').wait_for()
         page.get_by_role('menuitem', name='Kernel', exact=True).click()
-        page.get_by_text('Shut Down Kernel', exact=True).click()
+        page.get_by_text('Restart Kernel…', exact=True).click()
+        page.get_by_role('dialog').get_by_role('button', name='Confirm Kernel Restart').click()
         page.wait_for_function("getComputedStyle(document.querySelector('.plasticity-panel'), '::before').content.includes('run the cell again')")

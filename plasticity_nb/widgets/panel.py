@@ -162,7 +162,7 @@ PANEL_CSS = '''.plasticity-panel{color:inherit;overflow:hidden;padding:2px}.plas
 .plasticity-panel button:focus-visible,.plasticity-panel input:focus-visible,.plasticity-panel select:focus-visible,.plasticity-panel textarea:focus-visible{outline:2px solid var(--revived);outline-offset:1px}
 .plasticity-panel .plasticity-table{max-height:320px;overflow:auto}.plasticity-panel .plasticity-table table{border-collapse:collapse;font-size:.87em;font-variant-numeric:tabular-nums}.plasticity-panel .plasticity-table :is(th,td){padding:2px 10px;text-align:right;border-bottom:1px solid var(--grid)}.plasticity-panel .plasticity-table th{position:sticky;top:0;background:var(--panel);color:var(--muted);font-weight:500}
 .plasticity-panel .widget-label,.plasticity-panel .widget-html-content,.plasticity-panel .widget-readout{color:inherit}
-.plasticity-panel.jupyter-widgets-disconnected::before{content:"The kernel behind this widget has gone (it was restarted or stopped): run the cell again.";display:block;padding:4px 8px;border-left:3px solid var(--pruned)}'''
+.plasticity-panel.jupyter-widgets-disconnected::before{content:"The kernel behind this widget was restarted: run the cell again.";display:block;padding:4px 8px;border-left:3px solid var(--pruned)}'''
 
 def panel_css()->str: # a style element
     "What panels look like: the colours of the package in both themes, and nothing that the page has not."
