@@ -630,11 +630,9 @@ def print_state(
     from plasticity_nb import __version__
     with warnings.catch_warnings(record=True) as w:
         warnings.simplefilter('always')
-        events = run.events()
-    last,c = events[-1] if events else {},run.config
-    kind = last.get('kind')
-    state = {None:'nothing happened yet', 'done':'finished' if r else 'finished, but its results.json is gone', 'failed':f"stopped before its end ({last.get('error')})"}.get(kind, f"not finished, last seen at {last.get('name') or kind}")
-    print(f"{run.name}: {c['system']}, begun {c.get('created')}, {printable(state)}")
+        run.events() # says which lines are torn
+    state,c = run.state(),run.config
+    print(f"{run.name}: {c['system']}, begun {c.get('created')}, {printable(state)}{', but its results.json is gone'*(state=='finished' and not r)}")
     if c.get('version')!=__version__: print(f"written by plasticity_nb {c.get('version')}, shown by {__version__}")
     for x in w: print(x.message)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from fastcore.xml import *
 from .errors import PlasticityError
-from .look import DRAW_JS, LINES, PAGE, SIGNED_SCALE, STATES, common_scale, css_variables, figure_html, head_map, template
+from .look import AMOUNT_SCALE, DRAW_JS, LINES, PAGE, SIGNED_SCALE, STATES, common_scale, css_variables, figure_html, head_map, template
 from .runs import Run
 
 # %% ../nbs/08_dashboard.ipynb #70741423
@@ -225,7 +225,7 @@ def loss_figure(
 
 # %% ../nbs/08_dashboard.ipynb #7f8283ce
 MAPS = dict( # key in results.json -> (name, colour scale; None is closed to alive)
-    gates=('gate', None), importance=('importance', 'Cividis'), gradient=('gradient', 'Cividis'))
+    gates=('gate', None), importance=('importance', AMOUNT_SCALE), gradient=('gradient', AMOUNT_SCALE))
 
 def _map(results, key, c, title=None):
     "One map of one cycle."

@@ -269,6 +269,15 @@ def events(self:Run,
     all_ = read_lines(self.path/'events.jsonl')
     return Lines([e for e in all_ if kind in (None, e.get('kind'))], all_.torn)
 
+# %% ../nbs/04_runs.ipynb #a14bf2aa
+@patch
+def state(self:Run
+)->str: # finished, stopped before its end (why), or how far it has come
+    "How far the run has come, by its events; torn lines are left to `events` to tell."
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); events = self.events()
+    last = events[-1] if events else {}
+    return {None: 'nothing happened yet', 'done': 'finished', 'failed': f"stopped before its end ({last.get('error')})"}.get(last.get('kind'), f"not finished, last seen at {last.get('name') or last.get('kind')}")
+
 # %% ../nbs/04_runs.ipynb #aa7b9e27
 @patch
 def save_text(self:Run,
@@ -337,11 +346,9 @@ def _shown(self:Run):
 def _facts(self:Run):
     "What a person wants to know of a run, as (name, text) pairs."
     config, events = self.config, self.events()
-    last = events[-1].get('kind') if events else None
-    state = {None: 'nothing happened yet', 'done': 'finished', 'failed': 'stopped before its end'}.get(last, f'last event: {last}')
     torn = f', {len(events.torn)} torn' if events.torn else ''
     asked = ', '.join(f'{k}={v}' for k, v in config['config'].items() if not isinstance(v, dict))
-    return [('system', config['system']), ('folder', self._shown()), ('begun', config['created']), ('asked for', asked), ('state', state),
+    return [('system', config['system']), ('folder', self._shown()), ('begun', config['created']), ('asked for', asked), ('state', self.state()),
             ('events', f'{len(events)}{torn}'), ('checkpoints', ', '.join(c.name for c in self.checkpoints()) or 'none')]
 
 # %% ../nbs/04_runs.ipynb #ecb44e2c

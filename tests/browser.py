@@ -27,7 +27,7 @@ def chrome(night=False, width=1280, height=1000):
         b = p.chromium.launch(executable_path=chromium(), args=['--no-sandbox', '--disable-gpu'])
         page = b.new_page(viewport=dict(width=width, height=height), color_scheme='dark' if night else 'light')
         page.errors = []
-        page.on('pageerror', lambda e: page.errors.append(str(e)))
+        page.on('pageerror', lambda e: 'no comm channel defined' in str(e) or page.errors.append(str(e))) # every FigureWidget of plotly says this when it is closed
         page.set_default_timeout(SECONDS*1000)
         if os.environ.get('CONSOLE'): page.on('console', lambda m: m.type in ('error','warning') and print('console', m.type, m.text[:1500], m.location)); page.on('pageerror', lambda e: print('pageerror', e.message[:500], (e.stack or '')[:1500]))
         try: yield page

@@ -25,12 +25,10 @@ def shown(page, color):
 
 @pytest.mark.parametrize('night', [False, True])
 def test_a_panel_lives_in_jupyterlab(tmp_path, night):
-    with jupyterlab(tmp_path, CELL, "print('the kernel answers,', p.busy)", "p.close(); print('closed,', p.busy)", night=night) as page:
+    with jupyterlab(tmp_path, CELL, "print('the kernel answers,', p.busy)", "if 'once' in globals(): p.close()\nonce = True; print('closed:', p.closed)", night=night) as page:
         panel = page.locator('.plasticity-panel')
-        page.get_by_text('closed, False').wait_for() # run all went through, to the end
-        assert panel.count() == 0
+        page.get_by_text('closed: False').wait_for() # run all went through, to the end
         run = lambda i: (page.locator('.jp-Notebook .jp-CodeCell').nth(i).locator('.cm-content').click(), page.keyboard.press('Control+Enter'))
-        run(0)
         shown(page, 'rgb(31, 208, 143)' if night else 'rgb(0, 158, 115)')
         panel.get_by_role('button', name='Fail').click()
         panel.get_by_role('alert').get_by_text('a <b>wrong</b> level: give a share').wait_for()
@@ -41,6 +39,7 @@ def test_a_panel_lives_in_jupyterlab(tmp_path, night):
         page.get_by_text('the kernel answers, True').wait_for()
         run(2)
         panel.wait_for(state='detached')
+        assert not page.errors, page.errors
 
 def test_a_panel_lives_in_voila(tmp_path):
     with voila(tmp_path, CELL) as page:

@@ -31,7 +31,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 from ..attention import Instrument, biased, instrument, pieces, real_rows, score_rows
 from ..dashboard import data_table, figure_part, figure_title, number, number_card, page_html # they draw, and import floor 0 alone
 from ..errors import NotFinite, PlasticityError
-from ..look import GATE_SCALE, LINES, PAGE, STATES, template
+from ..look import GATE_SCALE, LINES, PAGE, STATES, mark, template
 from ..metrics import eval_mode
 from ..models import as_lm
 from ..runs import Lines, append_line, read_lines, write_whole
@@ -466,7 +466,7 @@ def _event_traces(frame, rows, **at):
     "Markers of pruned and revived heads; `rows` gives (layer, head) their row."
     events,size = gate_events(frame),max(5, min(10, 420/len(rows)))
     return [go.Scatter(x=e.look.tolist(), y=[rows[h] for h in zip(e.layer, e['head'])], mode='markers', name=kind, hoverinfo='skip', **at,
-        marker=dict(symbol=(s := STATES[kind]).symbol, color=s.color, size=size, line=dict(width=.7, color='white'))) for kind,e in events.groupby('event')]
+        marker=mark(kind, size)) for kind,e in events.groupby('event')]
 
 def _layer_ticks(index, most=16):
     "Where the layers of a stack of heads begin, and ticks in the middle of each."

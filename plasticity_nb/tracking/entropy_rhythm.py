@@ -25,7 +25,7 @@ from plotly.subplots import make_subplots
 
 from ..dashboard import figure_part, figure_title, page_html # they draw, and import floor 0 alone
 from ..errors import PlasticityError
-from ..look import GATE_SCALE, LINES, PAGE, SIGNED_SCALE, STATES, common_scale, template
+from ..look import EDGE, GATE_SCALE, LINES, PAGE, SIGNED_SCALE, STATES, common_scale, mark, template
 from ..runs import write_whole
 from .entropy_journal import gate_events, head_table, head_looks_figure, journal_frame, look_names, look_ticks, one_experiment, read_entropy_journal
 
@@ -173,7 +173,7 @@ def rhythm_figure(
             traces.append(t.update(legendgroup=kind, showlegend=kind not in seen)); seen.add(kind)
     for kind in ('pruned','revived'):
         at = [(x,y) for x,y,e in s.marks if e==kind]
-        if at: traces.append(go.Scatter(x=[a for a,_ in at], y=[b for _,b in at], mode='markers', name=kind, hoverinfo='skip', marker=dict(symbol=STATES[kind].symbol, color=STATES[kind].color, size=9, line=dict(width=.8, color='white'))))
+        if at: traces.append(go.Scatter(x=[a for a,_ in at], y=[b for _,b in at], mode='markers', name=kind, hoverinfo='skip', marker=mark(kind, 9)))
     (ticks,words),step = s.ticks,math.ceil(len(s.bands)/30)
     fig = go.Figure(traces).update_layout(template=template(), height=_height(s, 22 if len(s.lines)<=150 else 16), title=figure_title(escape(title), escape(subtitle)), shapes=_furniture(s), margin=dict(l=60, r=96, t=76, b=90),
         xaxis=dict(title='cycle', tickvals=ticks, ticktext=[escape(w) for w in words], showgrid=False, zeroline=False, range=[-.5, len(s.names)-.5], title_font_size=13),
@@ -207,7 +207,7 @@ def _legend(fig, ax, handles, dark):
     if handles: fig.legend(handles=handles, loc='lower left', bbox_to_anchor=(ax.get_position().x0-.005, 4/(fig.get_figheight()*100)), ncols=len(handles), frameon=False, fontsize=9, labelcolor=_color('ink', dark), handlelength=1.6, columnspacing=1.6)
 
 def _mark(kind, dark, size=46): # arguments of a marker
-    return dict(marker={'x':'X', 'triangle-up':'^'}[STATES[kind].symbol], color=_color(kind, dark), s=size, linewidths=.6, edgecolors='white', zorder=5)
+    return dict(marker={'x':'X', 'triangle-up':'^'}[STATES[kind].symbol], color=_color(kind, dark), s=size, linewidths=.6, edgecolors=EDGE['color'], zorder=5)
 
 # %% ../../nbs/tracking/04_entropy_rhythm.ipynb #7f2b8339
 def _draw_lines(ax, s, dark):
@@ -604,8 +604,7 @@ def figure(self:Rhythm)->go.Figure: # two maps
     fig.add_trace(go.Heatmap(z=self.shares.round(4), x=list(range(len(self.periods))), y=names, zmin=0, zmax=top, colorscale=[[0, PAGE['middle'][0]], [1, LINES['random'].color]], customdata=[[f'{p:.3g}' for p in self.periods]]*len(names),
         colorbar=bar(.425, [0, self.band, top], ['0', f'band {self.band:.2f}', f'{top:.2f}']), hovertemplate='layer %{y}<br>period %{customdata} looks<br>share of variance %{z:.3f}<extra></extra>'), 1, 1)
     l,f = np.nonzero(self.shares>self.band)
-    star = STATES['growing']
-    fig.add_trace(go.Scatter(x=f.tolist() or [None], y=[names[i] for i in l] or [None], mode='markers', showlegend=True, name=f'above the band, which chance exceeds in any layer of {100*self.level:g} % of models', hoverinfo='skip', marker=dict(symbol='star', color=star.color, size=12, line=dict(width=.8, color='white'))), 1, 1)
+    fig.add_trace(go.Scatter(x=f.tolist() or [None], y=[names[i] for i in l] or [None], mode='markers', showlegend=True, name=f'above the band, which chance exceeds in any layer of {100*self.level:g} % of models', hoverinfo='skip', marker=mark('growing', 12, symbol='star')), 1, 1)
     b = self.correlation_band
     fig.add_trace(go.Heatmap(z=self.correlations.round(4), x=list(range(1, self.correlations.shape[1]+1)), y=names, zmin=-1, zmax=1, colorscale=SIGNED_SCALE,
         colorbar=bar(1.01, [-1, -b, 0, b, 1], ['−1', f'band −{b:.2f}', '0', f'band {b:.2f}', '1']), hovertemplate='layer %{y}<br>lag %{x} looks<br>correlation %{z:.3f}<extra></extra>'), 1, 2)

@@ -28,7 +28,7 @@ from ..cycle.prune import STRATEGIES, check_share, find_strategy, importance, lo
 from ..cycle.system import AdaptivePlasticitySystem, Arm, continuations
 from ..dashboard import number, percent, write_dashboard
 from ..errors import PlasticityError
-from ..look import GATE_SCALE, LINES, PAGE, STATES, common_scale, head_map, recolour, template
+from ..look import GATE_SCALE, LINES, PAGE, STATES, common_scale, head_map, mark, recolour, template
 from ..metrics import active_heads, eval_mode, evaluate
 from ..models import LM, as_lm
 from ..runs import Run, append_line, digest_tensors, plain
@@ -537,10 +537,9 @@ def map_figure(self:CycleStepper
     pruned,revived,growing,g = self._marks(); heads = self.system.lm.anatomy.heads
     fig = head_map([g[l,:n].tolist() for l,n in enumerate(heads)], pruned, revived, 'Heads', 'gate')
     size = fig.data[1].marker.size
-    mark = lambda hs,name,**m: go.Scatter(x=[l for l,_ in hs] or [None], y=[h for _,h in hs] or [None], mode='markers', name=name, hoverinfo='skip', marker=m)
-    s = STATES['growing']
-    fig.add_traces([mark(growing, 'growing', symbol=s.symbol, color=s.color, size=size, line=dict(width=.7, color='white')),
-                    mark([self.selected] if self.selected else [], 'selected', symbol='square-open', color=PAGE['ink'][0], size=size*1.9, line=dict(width=2.5, color=PAGE['ink'][0]))])
+    points = lambda hs,name,marker: go.Scatter(x=[l for l,_ in hs] or [None], y=[h for _,h in hs] or [None], mode='markers', name=name, hoverinfo='skip', marker=marker)
+    fig.add_traces([points(growing, 'growing', mark('growing', size)),
+                    points([self.selected] if self.selected else [], 'selected', dict(symbol='square-open', color=PAGE['ink'][0], size=size*1.9, line=dict(width=2.5, color=PAGE['ink'][0])))])
     n = int((g!=0).sum())
     said = ' · '.join(state_sign(k, n) for k,n in dict(alive=f'{n} of {sum(heads)}', pruned=len(pruned), revived=len(revived), growing=len(growing)).items() if n)
     fig.layout.title = live_title('Heads', said)

@@ -18,7 +18,7 @@ from ipywidgets import BoundedFloatText, BoundedIntText, Button, Dropdown, Float
 
 from ..attention import Instrument
 from ..errors import PlasticityError
-from ..look import LINES, PAGE, STATES, recolour, template
+from ..look import LINES, PAGE, STATES, mark, recolour, template
 from ..metrics import rep_n
 from ..models import as_lm, check_decoder
 from ..rcg.collapse import spans
@@ -189,7 +189,7 @@ def stress_figure(
     on = lambda name: dict(xaxis='x'+where[name][0], yaxis='y'+where[name][0])
     gap = int(L<=40)
     heat = lambda name,n,what: go.Heatmap(name=name, z=[[0.]*L]*n, coloraxis='coloraxis', xgap=gap, ygap=int(n<=40), hoverongaps=False, hovertemplate='layer %{x}, '+what+' %{y}<br>stress %{z:.3f}<extra></extra>', **on(name))
-    star = dict(symbol=STATES['stress'].symbol, color=pink, size=10, line=dict(width=.8, color='white'))
+    star = mark('stress', 10)
     line = lambda s: go.Scatter(name=s, x=[], y=[], mode='lines', opacity=.4 if s=='incoherence' else 1, line=dict(color=SIGNAL_LINES[s][0], dash=SIGNAL_LINES[s][1], width=7 if s=='incoherence' else 1.4), hovertemplate='token %{x}<br>'+s+' %{y:.2f}<extra></extra>', **on('signals'))
     data = [heat('heads', H, 'head'), go.Scatter(name='fallen', x=[], y=[], mode='markers', marker=star, hoverinfo='skip', **on('heads')), *map(line, signals),
             go.Scatter(name='stress', x=[], y=[], mode='lines', line=dict(color=pink, width=1.6), hovertemplate='token %{x}<br>highest stress that is left %{y:.3f}<extra></extra>', **on('stress')),
