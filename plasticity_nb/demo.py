@@ -209,6 +209,7 @@ def _per_cycle(self:Story): # looks in a cycle, the most frequent number
     n = self.frame[self.frame.cycle>0].groupby('cycle').look.nunique()
     return int(n.mode()[0]) if len(n) else 0
 
+# %% ../nbs/09_demo.ipynb #f32d42aa
 def demo_results(
     run:Run # of a demo
 )->dict: # what results.json holds

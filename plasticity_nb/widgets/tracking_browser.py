@@ -48,6 +48,7 @@ def read(self:Tracked)->bool: # whether anything is new
     self.sizes,self.torn = sizes,' '.join(dict.fromkeys(str(x.message) for x in w))
     return True
 
+# %% ../../nbs/widgets/03_tracking_browser.ipynb #372bf0aa
 @patch(as_prop=True)
 def experiments(self:Tracked)->list: # names, in the order they were begun
     "The experiments in the journal."
@@ -137,6 +138,7 @@ def _controls(self:TrackingBrowser):
     self.live = Checkbox(description='follow the run', indent=False, layout=Layout(width='140px'))
     self.again = Button(description='Read again', tooltip='look for what is new')
 
+# %% ../../nbs/widgets/03_tracking_browser.ipynb #a1dc27aa
 @patch
 def _layout(self:TrackingBrowser):
     self.head,self.table,self.picture = HTML(),HTML(),VBox([])
@@ -177,6 +179,7 @@ def _fill(self:TrackingBrowser):
             self.layer.value = keep
     finally: self._filling = False
 
+# %% ../../nbs/widgets/03_tracking_browser.ipynb #450e3faa
 @patch
 def chosen(self:TrackingBrowser,
     all_cycles:bool=False # not only those of the slider
