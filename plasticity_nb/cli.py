@@ -666,18 +666,10 @@ def view_jobs(
     run # `Run` of an experiment
 ):
     "Cells that are done, before the experiment is."
-    import pandas as pd
-    from plasticity_nb.experiment.runner import CONTROL, Damaged, Files, Job, graph, plan_of
-    jobs,done,files = graph(plan_of(run)),{},Files(run.path/'jobs')
-    for j in jobs:
-        try: done |= {j: files.read(j)} if files.path(j).exists() else {}
-        except Damaged as e: print(e)
-    print(f"{len(done)} of {len(jobs)} jobs are done")
-    last = lambda j: done[j]['cycles'][-1] if j in done else None
-    end = lambda j: c['phases']['settle']['perplexity'] if (c := last(j)) else None
-    rows = [dict(strategy=j.strategy, level=f'{j.level:.0%}', seed=j.seed, heads=last(j)['phases']['settle']['active_heads'], perplexity=end(j), dense=(last(Job('dense', seed=j.seed)) or {}).get('perplexity'),
-                 random=end(Job('cell', CONTROL, j.level, j.seed))) for j in done if j.kind=='cell']
-    if rows: print('\nperplexity of the cells that are done, after their last cycle; no mean and no gain is stated before all are\n', pd.DataFrame(rows).astype(dict.fromkeys(['perplexity','dense','random'], float)).to_string(index=False, float_format=lambda x: f'{x:.2f}', na_rep='-'), sep='\n')
+    from plasticity_nb.experiment.runner import so_far
+    cells,said = so_far(run)
+    print(*said, sep='\n')
+    if len(cells): print('\nperplexity of the cells that are done, after their last cycle; no mean and no gain is stated before all are\n', cells.to_string(index=False, float_format=lambda x: f'{x:.2f}', na_rep='-'), sep='\n')
 
 # %% ../nbs/09_cli.ipynb #7f2874bd
 def view_demo(run, r):

@@ -20,6 +20,7 @@ from .compare import comparison_html
 from .dashboard import dashboard_html, data_table, figure_part, figure_title, number, number_card, page_html
 from .demo import demo_html, only_run
 from .errors import PlasticityError
+from .experiment.runner import so_far
 from .look import LINES, STATES, template
 from .runs import Run, read_lines, write_whole
 from .tracking.stress_protocols import stress_html
@@ -66,6 +67,12 @@ def rcg_html(
     return page_html(f"{c['model_name']}: {run.name}", body)
 
 # %% ../nbs/09_view.ipynb #e2f2133c
+def _cells_part(cells):
+    "The cells of an experiment that are done, before their means may be taken."
+    if not len(cells): return []
+    rows = [[r.strategy, r.level, r.seed, r.heads, *map(number, (r.perplexity, r.dense, r.random))] for r in cells.itertuples()]
+    return [H2('Cells that are done'), data_table(['strategy','closed','seed','open heads','perplexity','dense model, same training','random heads, same training'], rows, 'Perplexity after the last cycle. No mean and no gain is stated before all cells are done.')]
+
 def waiting_html(
     run:Run # without results
 )->str: # a self-contained page
@@ -74,8 +81,9 @@ def waiting_html(
     c = run.config
     rows = [[f"{e['time']-events[0]['time']:.1f} s", str(e.get('kind')), json.dumps({k: v for k,v in e.items() if k not in ('time','kind')}, ensure_ascii=False)[:200]] for e in events[-40:] if 'time' in e]
     asked = [[k, str(v)[:200]] for k,v in c['config'].items() if not isinstance(v, (dict,list))]
+    cells,said = so_far(run) if run.system=='experiment' else ([], [])
     body = (Header(Div(f"plasticity_nb · {c['system']}", cls='name'), H1(run.name), P(run.state(), cls='sub')),
-            Main(Ul(Li('No results have been written yet. The figures appear here as soon as there are some.'), cls='lead'), P(id='broken', cls='broken'), H2('What was asked for'), data_table(['option','value'], asked, ''), H2('Events'), data_table(['after','event','with'], rows, 'The last 40 events.') if rows else P('None yet.')))
+            Main(Ul(Li('No results have been written yet. The figures appear here as soon as there are some.'), *[Li(f'{s}.') for s in said], cls='lead'), P(id='broken', cls='broken'), *_cells_part(cells), H2('What was asked for'), data_table(['option','value'], asked, ''), H2('Events'), data_table(['after','event','with'], rows, 'The last 40 events.') if rows else P('None yet.')))
     return page_html(run.name, body)
 
 RUN_PAGES = dict(cycle=dashboard_html, experiment=comparison_html, demo=demo_html, stress=stress_html, rcg=rcg_html) # system -> its page

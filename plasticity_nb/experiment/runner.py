@@ -8,7 +8,7 @@ __all__ = ['CONTROL', 'OPEN', 'SIZES', 'KINDS', 'EXECUTORS', 'MEASURES', 'SHOWN'
            'do_prune', 'do_cell', 'Files', 'Damaged', 'sealed', 'sum_of', 'plan_of', 'torch_threads', 'do_job',
            'do_local', 'own_strategies', 'do_ray', 'need_ray', 'check_room', 'recovered', 'numbers', 'outcomes', 'row',
            'by_strategy', 'alone', 'token_account', 'final_zones', 'flows', 'check_known', 'all_flows', 'versions',
-           'summary_of', 'ExperimentReport', 'carry_on', 'do_all', 'check_versions', 'PlasticityExperiment',
+           'summary_of', 'so_far', 'ExperimentReport', 'carry_on', 'do_all', 'check_versions', 'PlasticityExperiment',
            'check_executor']
 
 # %% ../../nbs/experiment/02_runner.ipynb #5163aaf6
@@ -561,6 +561,23 @@ def summary_of(
     dense = {str(s): done[Job('dense', seed=s)]['cycles'] for s in plan.seeds}
     return dict(system='experiment') | asdict(plan) | facts | dict(baseline=base, dense=dense, rows=[row(s, l, c, of) for s,l,c,_,of in outcomes(plan, done)],
                 zones=final_zones(plan, done), redistribution=all_flows(run, plan), tokens=token_account(plan, done)) | versions()
+
+# %% ../../nbs/experiment/02_runner.ipynb #99383fab
+def so_far(
+    run # `Run` of an experiment
+)->tuple: # DataFrame with a row for each cell that is done, and sentences
+    "What has been measured before the experiment is done: perplexity after the last cycle, and of the controls that are there."
+    import pandas as pd
+    jobs,done,files,said = graph(plan_of(run)),{},Files(run.path/'jobs'),[]
+    for j in jobs:
+        try: done |= {j: files.read(j)} if files.path(j).exists() else {}
+        except Damaged as e: said.append(str(e))
+    last = lambda j: done[j]['cycles'][-1] if j in done else None
+    end = lambda j: c['phases']['settle']['perplexity'] if (c := last(j)) else None
+    rows = [dict(strategy=j.strategy, level=f'{j.level:.0%}', seed=j.seed, heads=last(j)['phases']['settle']['active_heads'], perplexity=end(j), dense=(last(Job('dense', seed=j.seed)) or {}).get('perplexity'),
+                 random=end(Job('cell', CONTROL, j.level, j.seed))) for j in done if j.kind=='cell']
+    numbers = ['perplexity','dense','random']
+    return pd.DataFrame(rows, columns=['strategy','level','seed','heads',*numbers]).astype(dict.fromkeys(numbers, float)), [*said, f'{len(done)} of {len(jobs)} jobs are done']
 
 # %% ../../nbs/experiment/02_runner.ipynb #798d143f
 class ExperimentReport(dict):
