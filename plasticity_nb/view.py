@@ -58,6 +58,7 @@ def rcg_html(
 )->str: # a self-contained page
     "The texts of a run of RCG."
     c = run.config['config']; texts,torn = quiet_lines(run.path/'generations.jsonl')
+    if lacks := [k for k in ('model_name','prompts','rcg') if k not in c]: raise PlasticityError(f"config.json of {run.name} holds no {' and no '.join(lacks)}: it was not written by plasticity_rcg, or changed since")
     mean = lambda k: number(sum(v)/len(v)) if (v := [g[k] for g in texts if g.get(k) is not None]) else '–'
     cards = Div(number_card('Repeated 4-grams', mean('rep_4'), 'share of 4-grams that were there before, mean over texts', 'run'), number_card('Collapses', mean('collapses'), 'matrices that moved weight, per text', 'alive'),
                 number_card('Held-out perplexity', mean('rise'), 'by how much of itself it was higher at the end of a text, while the edits were on', 'baseline'), cls='cards')

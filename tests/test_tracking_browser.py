@@ -1,8 +1,9 @@
 """The tracking browser in a real JupyterLab and in voila, on a run that goes on in another process."""
-import json, os, re
+import os
 from pathlib import Path
 
-import pytest, torch
+import pytest
+from playwright.sync_api import expect
 from browser import jupyterlab, voila
 from plasticity_nb.runs import Run, append_line
 
@@ -41,7 +42,7 @@ def use(page, run):
     run.event('done')
     look(run.path, 4, 'learn')
     panel.get_by_text('The run is finished').wait_for()
-    assert not panel.get_by_label('follow the run').is_checked()
+    expect(panel.get_by_label('follow the run')).not_to_be_checked()
 
 @pytest.mark.parametrize('night', [False, True])
 def test_a_run_is_browsed_in_jupyterlab(tmp_path, run, night):
