@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['LIVE_JS', 'LIGHT', 'DRAWING', 'PANEL_CSS', 'PANELS', 'Theme', 'LiveFigure', 'drawing', 'repaint', 'exchange',
-           'Budget', 'panel_css', 'Panel']
+           'Budget', 'panel_css', 'Panel', 'let_go']
 
 # %% ../../nbs/widgets/00_panel.ipynb #b6a722ee
-import threading, time, traceback, weakref
+import ctypes, sys, threading, time, traceback, weakref
 from contextlib import contextmanager
 from functools import wraps
 from html import escape
+from pathlib import Path
 
 import anywidget, traitlets
 import plotly.graph_objects as go
@@ -246,6 +247,14 @@ def guarded(self:Panel,
         except Exception as e: self.fail(e)
     return call
 
+# %% ../../nbs/widgets/00_panel.ipynb #13bf35a1
+def let_go():
+    "Give back the OpenMP threads of the thread that calls this, if torch brings GNU's libgomp. Nothing is lost: it gets new ones when it needs them."
+    torch = sys.modules.get('torch') # who has not imported it has no threads to give
+    for f in Path(torch.__file__).parent.glob('lib/libgomp*.so*') if torch else ():
+        lib = ctypes.CDLL(str(f)) # the one that torch has loaded
+        if hasattr(lib, 'omp_pause_resource_all'): lib.omp_pause_resource_all(1) # softly: what is stored stays
+
 # %% ../../nbs/widgets/00_panel.ipynb #6861728a
 @patch
 def work(self:Panel,
@@ -256,6 +265,7 @@ def work(self:Panel,
     if self.closed: raise PlasticityError(f"{self.name} is closed: make a new one")
     if self.busy: raise PlasticityError(f"{self.name} is at work: wait for it, or stop it first")
     self.stopping.clear(); self.error = None
+    let_go()
     def run():
         try: f(*args)
         except BaseException as e: self.error = e; self.fail(e)
