@@ -91,6 +91,11 @@ def rcg_cost():
     return f"watched {w['watched']['ratio']:.2f} × the plain loop, repaired {w['repaired']['ratio']:.2f} ×, the plain loop again {w['again']['ratio']:.2f} ×; other runs came to more, see there"
 
 
+def widgets():
+    w = saved('widgets.json')
+    return f"{w['drawing']['ms']:.0f} ms a drawing; a text takes {w['texts']['ways']['monitor']['ratio']:.2f} × the time (control {w['texts']['ways']['again']['ratio']:.2f})"
+
+
 def speed():
     r = saved('speed.json')['rows']
     return f"gates {r['gates']['ratio']:.2f} ×, exact entropy {r['entropy']['ratio']:.2f} ×, eager weights {r['eager']['ratio']:.2f} × (control {r['control']['ratio']:.2f})"
@@ -144,6 +149,7 @@ LINES = {  # question, what was asked for, what came out, command (None: the fir
     'compact': ('What is saved when heads are cut out?', 'what the FLOPs allow', compact, None, 'cycle/04_compact.ipynb'),
     'rcg': ('Does RCG end loops?', 'rep-4 ≤ 0.20, perplexity ≤ +2 %', rcg, 'python benchmarks/rcg.py report --texts T', 'numbers.ipynb#rcg'),
     'rcg_cost': ('What do watching and repairing cost?', 'watched ≤ 1.05 ×', rcg_cost, None, 'numbers.ipynb#what-rcg-costs-on-a-cpu'),
+    'widgets': ('What does it cost to look on in the stress monitor?', 'drawing ≤ 50 ms, a text ≤ 1.10 ×', widgets, None, 'numbers.ipynb#what-looking-on-costs'),
     'speed': ('What does looking at attention cost?', 'entropy ≤ 1.15 ×', speed, None, 'numbers.ipynb#what-watching-costs'),
     'architectures': ('Which architectures hold?', '', architectures, None, 'numbers.ipynb#which-architectures-hold'),
     'transfers': ('Is weight lost when it is moved?', 'nothing lost', transfers, None, 'numbers.ipynb#what-moving-weight-costs'),
