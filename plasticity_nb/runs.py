@@ -276,7 +276,7 @@ def state(self:Run
     "How far the run has come, by its events; torn lines are left to `events` to tell."
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); events = self.events()
     last = events[-1] if events else {}
-    return {None: 'nothing happened yet', 'done': 'finished', 'failed': f"stopped before its end ({last.get('error')})"}.get(last.get('kind'), f"not finished, last seen at {last.get('name') or last.get('kind')}")
+    return {None: 'not finished, no event yet', 'done': 'finished', 'failed': f"stopped before its end ({last.get('error')})"}.get(last.get('kind'), f"not finished, last seen at {last.get('name') or last.get('kind')}")
 
 # %% ../nbs/04_runs.ipynb #aa7b9e27
 @patch
