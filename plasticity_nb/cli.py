@@ -695,11 +695,12 @@ def plasticity_view(
     no_browser:store_true=False # only say the address
 ):
     "Show what a run came to, or has come to so far."
-    from plasticity_nb.runs import Run
+    from plasticity_nb.runs import Run, understood
     if results_dir is None: raise PlasticityError("no run is named: give --results_dir with a folder such as output/cycle/run_...")
     run = Run.open(results_dir)
-    r = results_of(run)
-    print_state(run, r)
-    VIEWS[run.system](run, r)
+    with understood(run):
+        r = results_of(run)
+        print_state(run, r)
+        VIEWS[run.system](run, r)
     if dashboard or output is not None: from plasticity_nb.view import write_page; print(f"\ndashboard: {write_page(run, output)}")
     if serve: from plasticity_nb.view import serve as show; show(run, port, not no_browser, lambda text: print(text, flush=True))

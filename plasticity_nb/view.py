@@ -22,7 +22,7 @@ from .demo import demo_html, only_run
 from .errors import PlasticityError
 from .experiment.runner import so_far
 from .look import LINES, STATES, template
-from .runs import Run, read_lines, write_whole
+from .runs import Run, read_lines, understood, write_whole
 from .tracking.stress_protocols import stress_html
 
 # %% ../nbs/09_view.ipynb #e02753cd
@@ -84,7 +84,7 @@ def waiting_html(
     asked = [[k, str(v)[:200]] for k,v in c['config'].items() if not isinstance(v, (dict,list))]
     cells,said = so_far(run) if run.system=='experiment' else ([], [])
     body = (Header(Div(f"plasticity_nb · {c['system']}", cls='name'), H1(run.name), P(run.state(), cls='sub')),
-            Main(Ul(Li('No results have been written yet. The figures appear here as soon as there are some.'), *[Li(f'{s}.') for s in said], cls='lead'), P(id='broken', cls='broken'), *_cells_part(cells), H2('What was asked for'), data_table(['option','value'], asked, ''), H2('Events'), data_table(['after','event','with'], rows, 'The last 40 events.') if rows else P('None yet.')))
+            Main(Ul(Li('The run is finished, but its results.json is gone: go on with it, and it is written again.' if run.state()=='finished' else 'No results have been written yet. The figures appear here as soon as there are some.'), *[Li(f'{s}.') for s in said], cls='lead'), P(id='broken', cls='broken'), *_cells_part(cells), H2('What was asked for'), data_table(['option','value'], asked, ''), H2('Events'), data_table(['after','event','with'], rows, 'The last 40 events.') if rows else P('None yet.')))
     return page_html(run.name, body)
 
 RUN_PAGES = dict(cycle=dashboard_html, experiment=comparison_html, demo=demo_html, stress=stress_html, rcg=rcg_html) # system -> its page
@@ -95,11 +95,14 @@ def run_html(
 )->str: # a self-contained page
     "The page of a run, as far as the run has come."
     run = run if isinstance(run, Run) else Run.open(run)
+    with understood(run): return _page_of(run)
+
+def _page_of(run):
     if run.system not in RUN_PAGES: raise PlasticityError(f"{run.name} is a run of {run.system!r}, which this version does not know: give a run of {', '.join(RUN_PAGES)}")
     there = run.path/('generations.jsonl' if run.system=='rcg' else 'results.json')
     if there.exists(): return RUN_PAGES[run.system](run)
     part = only_run(run.path/'cycle') if run.system=='demo' else None # its cycles have a page of their own
-    return run_html(part) if part else waiting_html(run)
+    return _page_of(part) if part else waiting_html(run)
 
 def write_page(
     run, # `Run`, or its folder
@@ -117,7 +120,7 @@ def folder_stamp(
 )->str: # changes when a file in it does
     "What tells an open page that there is something new."
     stat = lambda p: (p.relative_to(path).as_posix(), p.stat().st_size, p.stat().st_mtime_ns)
-    files = [p for p in Path(path).rglob('*') if p.suffix in ('.json','.jsonl') and 'checkpoints' not in p.parts and p.name[0]!='.']
+    files = [p for p in Path(path).rglob('*') if p.suffix in ('.json','.jsonl') and 'checkpoints' not in p.relative_to(path).parts and p.name[0]!='.']
     return f"{hash(tuple(sorted(map(stat, filter(Path.exists, files))))) & 0xffffffffffff:012x}"
 
 WATCH_JS = "setInterval(async()=>{try{const s=await(await fetch('/stamp')).text();if(s!=='%s')location.reload()}catch(e){document.title='(gone) '+document.title.replace('(gone) ','')}},%d)"
@@ -143,9 +146,10 @@ class RunServer(ThreadingHTTPServer):
     ):
         self.run = run if isinstance(run, Run) else Run.open(run)
         self.seconds,self.made,self.lock = seconds,(None, ''),threading.Lock()
-        if self.run.system not in RUN_PAGES: run_html(self.run) # says why not
+        with understood(self.run):
+            if self.run.system not in RUN_PAGES: run_html(self.run) # says why not
         try: super().__init__(('127.0.0.1', port), RunPage)
-        except (OSError, OverflowError) as e: raise PlasticityError(f"port {port} cannot be used ({getattr(e, 'strerror', None) or e}): give another one, or 0 for one that is free") from e
+        except (OSError, OverflowError, TypeError) as e: raise PlasticityError(f"port {port} cannot be used ({getattr(e, 'strerror', None) or e}): give another one, or 0 for one that is free") from e
         self.address = f'http://127.0.0.1:{self.server_port}/'
 
     def page(self)->str: # as the folder is now

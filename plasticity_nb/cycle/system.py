@@ -226,7 +226,7 @@ def _load(self:AdaptivePlasticitySystem):
     o = self.asked
     self.lm = load_lm(o['model_name'], dtype='float32', device=o['device']) if isinstance(o['model_name'], (str,Path)) else as_lm(o['model_name'])
     lm,n = self.lm,o['block_len']
-    if any(hasattr(m, 'plastic') for m in lm.model.modules()): raise PlasticityError(f"{lm.name} already carries an instrument: take it off first with its remove()")
+    if any(hasattr(m, 'plastic') for m in lm.model.modules()): raise PlasticityError(f"{lm.name} already carries an instrument: take it off first with its remove(), or close the text that a stress monitor holds open on it")
     if lm.model.dtype!=torch.float32: raise PlasticityError(f"{lm.name} is in {str(lm.model.dtype)[6:]}: load it with dtype='float32', which is what it is trained and saved in")
     longest = getattr(lm.model.config.get_text_config(decoder=True), 'max_position_embeddings', None) or n
     if n>longest: raise PlasticityError(f"block_len {n} is longer than the {longest} positions that {lm.name} knows: give at most as many")

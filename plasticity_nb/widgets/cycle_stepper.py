@@ -11,6 +11,7 @@ __all__ = ['STEP_PHASES', 'HAND', 'STEPPER_CSS', 'WAITS', 'StateStore', 'StepPoi
 import copy, math, tempfile, time, uuid
 from dataclasses import dataclass, field
 from html import escape
+from numbers import Integral
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -82,6 +83,10 @@ class StepPoint:
     entropy:torch.Tensor # [layers, heads], nats; None where it cannot be seen
     seen:list = field(default_factory=list) # (phase, measure) of the model under study
     controls:dict = field(default_factory=dict) # role -> measure, where controls were measured
+    number:int = 0 # of phases that led here
+
+    @property
+    def heads(self)->int: return self.seen[-1][1]['active_heads'] if self.seen else active_heads(self.gates) # of the model that was measured: after growth its gates are open, and then they wait for learning
 
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #6f98deb4
 def check_system(
@@ -102,14 +107,17 @@ class CycleStepper(Panel):
     ):
         super().__init__('the cycle stepper')
         if not isinstance(keep, int) or keep<2: raise PlasticityError(f"keep {keep} is too few states to go back to: give at least 2")
+        if not isinstance(tokens, int) or tokens<1: raise PlasticityError(f"tokens {tokens!r} of a text cannot be shown: give a whole number from 1")
         self.system,self.keep,self.began = copy.copy(check_system(system)),keep,time.time()
         self.shown = self.system.eval.ids[0,:tokens]
-        self.claim(self.system.lm.model)
+        self.free(self.system.lm.model)
         self.system._begin(1, .2, .3); self.system.bandit = None # nobody but the person chooses
+        self.claim(self.system.lm.model) # after all that can be refused
+        for a in self.system.arms.values(): self.claim(a.inst.lm.model, stay=True) # what is learned lies in these copies
         self.ends += [a.inst.remove for a in self.system.arms.values()]
         self.store,self.points,self.events,self.undone,self.selected = StateStore(),[],[],0,None
         self.ends.append(self.store.close)
-        self.budget,self.pattern,self.worth,self.deaf = Budget(),None,None,''
+        self.budget,self.pattern,self.deaf = Budget(),None,''
         self.book = dict(cycle=1, next='prune', now=fresh_cycle(), cycles=[])
         self._build()
         self.work(self._open)
@@ -130,11 +138,12 @@ def fresh_cycle(): # what is known of a cycle that has not begun
 @torch.no_grad()
 def _listen(self:CycleStepper):
     "Queries and keys of the short text, and the entropy of all heads."
-    inst,self.pattern = self.study.inst,CallRecord()
-    was,inst.listening = inst.listening,self.pattern
+    inst,heard = self.study.inst,CallRecord()
+    was,inst.listening = inst.listening,heard
     try:
         with eval_mode(inst.lm.model): inst.lm.model(input_ids=self.shown[None].to(inst.lm.device), use_cache=False)
     finally: inst.listening = was
+    self.pattern = heard
     try: return mean_entropy(inst, self.system.eval.ids[:4]).cpu()
     except PlasticityError as e: self.deaf = str(e)
 
@@ -143,11 +152,11 @@ def _listen(self:CycleStepper):
 def _arrive(self:CycleStepper, phase, title, seen=(), controls=None):
     "Keep the state that was come to."
     p = StepPoint(phase, 0 if phase=='start' else self.book['cycle']-(phase=='learn'), title, {r:self.store.keep(a.state()) for r,a in self.system.arms.items()}, copy.deepcopy(self.book),
-                  self.study.inst.gates.detach().cpu().clone(), self._listen(), list(seen), controls or {})
+                  self.study.inst.gates.detach().cpu().clone(), self._listen(), list(seen), controls or {}, self.points[-1].number+1 if self.points else 0)
     self.points.append(p)
     if len(self.points)>self.keep: del self.points[1]
     self._forget()
-    self.events.append(dict(time=round(time.time(), 3), kind='phase', name=title, cycle=p.cycle, heads=active_heads(p.gates), **({'perplexity':p.seen[-1][1]['perplexity']} if p.seen else {})))
+    self.events.append(dict(time=round(time.time(), 3), kind='phase', name=title, cycle=p.cycle, heads=p.heads, **({'perplexity':p.seen[-1][1]['perplexity']} if p.seen else {})))
 
 @patch
 def _forget(self:CycleStepper): self.store.only({d for p in self.points for ds in p.arms.values() for d in ds})
@@ -175,9 +184,11 @@ def attention_of(self:CycleStepper,
 
 @patch
 def _check_head(self:CycleStepper, layer, head):
-    heads = self.system.lm.anatomy.heads
-    if not (isinstance(layer, int) and isinstance(head, int) and 0<=layer<len(heads) and 0<=head<heads[layer]): raise PlasticityError(f"there is no head ({layer}, {head}) in {self.system.lm.name}: give layer 0 to {len(heads)-1} and head 0 to {max(heads)-1}")
-    return layer,head
+    heads,name = self.system.lm.anatomy.heads,self.system.lm.name
+    whole = all(isinstance(x, Integral) and not isinstance(x, bool) for x in (layer, head))
+    if not whole or not 0<=layer<len(heads): raise PlasticityError(f"there is no head ({layer}, {head}) in {name}: give a layer from 0 to {len(heads)-1} and the number of a head in it")
+    if not 0<=head<heads[layer]: raise PlasticityError(f"there is no head ({layer}, {head}) in {name}: layer {layer} has heads 0 to {heads[layer]-1}")
+    return int(layer),int(head)
 
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #e3a7bc85
 class Stopped(Exception): pass # a person has pressed Stop
@@ -213,7 +224,7 @@ def _open(self:CycleStepper):
     s.baseline,s.before = self.study.measure(s.eval, s.prompts)
     s.last_score = outcome_score(s.baseline, s.baseline, s.score)
     self.book |= dict(last_score=s.last_score, best=dict(cycle=0, score=s.last_score) | s.baseline)
-    self.worth = (self.strategy.value, importance(self.study.inst, self.strategy.value, s.calibration, 1000*s.asked['seed']+1), 'before anything was done')
+    self.book['worth'] = (self.strategy.value, importance(self.study.inst, self.strategy.value, s.calibration, 1000*s.asked['seed']+1), 'before anything was done')
     self._arrive('start', 'start', [('start', s.baseline)])
     self._show(); self._lock(False)
     self.say(f"{s.lm.name} has a perplexity of {number(s.baseline['perplexity'])} on {s.eval.text}. Prune begins a cycle; level 0 closes nothing.")
@@ -257,11 +268,11 @@ def _prune(self:CycleStepper):
     for role,arm in s.arms.items():
         if role=='dense': continue
         heads,imp = s.prune_arm(arm, b['cycle'], now['strategy'], now['level'])
-        if role=='study': now['pruned'] += heads; now['importance'] = imp; self.worth = (now['strategy'], imp, f"before cycle {b['cycle']} was pruned")
+        if role=='study': now['pruned'] += heads; now['importance'] = imp; closed = len(heads); b['worth'] = (now['strategy'], imp, f"before cycle {b['cycle']} was pruned")
     b['next'] = 'measure'
     self._arrive('prune', f"cycle {b['cycle']}: prune")
     self._show()
-    self.say(f"{len(now['pruned'])} heads closed by {now['strategy']}. Measure says what that cost.")
+    self.say(f"{closed} head{'s'*(closed!=1)} closed by {now['strategy']}. Measure says what that cost.")
 
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #502da3c4
 @patch
@@ -498,7 +509,7 @@ def undo(self:CycleStepper,
 @patch
 def _undo(self:CycleStepper, i):
     self._back(i)
-    gone = len(self.points)-1-i; self.undone += gone
+    gone = self.points[-1].number-self.points[i].number; self.undone += gone # more than are in the list, if some were forgotten
     del self.points[i+1:]; self._forget()
     self.events.append(dict(time=round(time.time(), 3), kind='undo', to=self.points[i].title, dropped=gone))
     self._show()
@@ -625,7 +636,7 @@ def about(self:CycleStepper,
     layer:int, head:int # which head
 )->list: # sentences
     "What is known of a head, in words."
-    h = self._check_head(layer, head); name,imp,when = self.worth; g = self.points[-1].gates[h].item()
+    h = self._check_head(layer, head); name,imp,when = self.book['worth']; g = self.points[-1].gates[h].item()
     growing = g==0 and h not in self.study.vault
     state = 'growing: its gate opens while the model learns' if growing else 'closed' if g==0 else 'open' if g==1 else f'open, gate {g:.2f}'
     all_ = torch.cat([imp[l,:n] for l,n in enumerate(self.system.lm.anatomy.heads)]).cpu(); v = imp[h].item()
@@ -650,7 +661,7 @@ def select(self:CycleStepper,
 def table(self:CycleStepper): # DataFrame, one row per state that Undo can go back to
     "What was done and what was measured."
     import pandas as pd
-    row = lambda p: {'state':p.title, 'open heads':active_heads(p.gates), 'perplexity':p.seen[-1][1]['perplexity'] if p.seen else None, **{n:p.controls[r]['perplexity'] if r in p.controls else None for r,n in dict(dense='dense, same tokens', random='random heads').items() if r in self.system.arms}}
+    row = lambda p: {'state':p.title, 'open heads':p.heads, 'perplexity':p.seen[-1][1]['perplexity'] if p.seen else None, **{n:p.controls[r]['perplexity'] if r in p.controls else None for r,n in dict(dense='dense, same tokens', random='random heads').items() if r in self.system.arms}}
     return pd.DataFrame([row(p) for p in self.points])
 
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #70391400
@@ -729,7 +740,9 @@ def _build(self:CycleStepper):
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #3647f9d2
 @patch
 def _chosen(self:CycleStepper): # a layer or a head was chosen in its list
-    if -1 not in (self.layer.value, self.head.value) and (self.layer.value, self.head.value)!=self.selected: self.select(self.layer.value, self.head.value)
+    if -1 in (self.layer.value, self.head.value) or (self.layer.value, self.head.value)==self.selected: return
+    try: self.select(self.layer.value, self.head.value)
+    except PlasticityError: self.layer.value,self.head.value = self.selected or (-1, -1); raise # the lists say what is selected
 
 @patch
 def _take(self:CycleStepper, **given):
@@ -737,9 +750,11 @@ def _take(self:CycleStepper, **given):
     for k,v in given.items():
         if v is None: continue
         w,known = getattr(self, k),dict(strategy=STRATEGIES, growth=GROWTH).get(k)
-        if known is not None and v not in known: raise PlasticityError(f"there is no {'pruning strategy' if k=='strategy' else 'growth strategy'} {v!r}: choose one of {', '.join(known)}")
+        if known is not None and (not isinstance(v, str) or v not in known): raise PlasticityError(f"there is no {'pruning strategy' if k=='strategy' else 'growth strategy'} {v!r}: choose one of {', '.join(known)}")
         if known is not None and v not in w.options: w.options = [*w.options, v] # registered since
         if known is None and (isinstance(v, bool) or not isinstance(v, int if k in ('steps','cycles') else (int,float))): raise PlasticityError(f"{k} {v!r} is not a {'whole ' if k in ('steps','cycles') else ''}number: give for instance {w.value}")
+        if k in ('level','ratio'): check_share(v, dict(level='pruning level', ratio='growth ratio')[k])
+        if k in ('steps','cycles') and v<1: raise PlasticityError(f"{v} {k} are too few: give at least 1")
         w.value = v
 
 @patch
@@ -830,6 +845,7 @@ def export(self:CycleStepper,
     output_dir=None # where run folders go; default: the system's
 )->CycleStepper: # itself; `run` is the folder
     "Write a run folder."
+    if output_dir is not None and not isinstance(output_dir, (str, Path)): raise PlasticityError(f"{output_dir!r} is no folder: give its path")
     self._ready()
     return self._phase(self._export, output_dir)
 

@@ -29,7 +29,8 @@ class Tracked:
     def __init__(self,
         folder # a run folder, or the output_dir of a journal
     ):
-        self.folder = Path(getattr(folder, 'path', folder)).expanduser()
+        if not isinstance(folder := getattr(folder, 'path', folder), (str, Path)): raise PlasticityError(f"{folder!r} is no folder: give a run folder, or the output_dir of an EntropyJournal")
+        self.folder = Path(folder).expanduser()
         if not self.folder.is_dir(): raise PlasticityError(f"there is no folder {self.folder}: give a run folder, or the output_dir of an EntropyJournal")
         self.journal,self.function,self.sizes,self.lines,self.records,self.torn = self.folder/'entropy_journal.jsonl',self.folder/'function_tracking.jsonl',None,[],[],''
         inside = [p.parent.name for p in sorted(self.folder.glob('*/entropy_journal.jsonl'))]
@@ -112,6 +113,7 @@ class TrackingBrowser(Panel):
         follow:bool=True, # look for what is new while the run goes on
         seconds:float=2. # between two looks
     ):
+        if isinstance(seconds, bool) or not isinstance(seconds, (int,float)) or not seconds>0: raise PlasticityError(f"seconds {seconds!r} is no time between two looks: give a number above 0")
         self.tracked = Tracked(run_dir)
         super().__init__(f'the tracking browser of {self.tracked.folder.name}')
         self.seconds,self._filling = seconds,False
@@ -145,7 +147,8 @@ def _layout(self:TrackingBrowser):
     self.options = HBox([], layout=Layout(flex_flow='row wrap'))
     self.fig = self.figure(go.Figure().update_layout(height=420))
     redraw,retable = self.guarded(self.draw),self.guarded(self.tabulate) # they wait for a drawing of the thread
-    for w in (self.view,self.experiment,self.cycles,self.normalize,self.smooth,self.layer,self.baseline): w.observe(lambda c: self._filling or redraw(), 'value')
+    self.experiment.observe(lambda c: self._filling or self.guarded(self._another)(), 'value')
+    for w in (self.view,self.cycles,self.normalize,self.smooth,self.layer,self.baseline): w.observe(lambda c: self._filling or redraw(), 'value')
     for w in (self.look,self.sort): w.observe(lambda c: self._filling or retable(), 'value')
     self.live.observe(lambda c: self.guarded(self.follow if c.new else self.stop)(), 'value')
     self.again.on_click(self.guarded(self.refresh))
@@ -162,7 +165,7 @@ def refresh(self:TrackingBrowser)->bool: # whether anything was new
         return True
 
 @patch
-def _fill(self:TrackingBrowser):
+def _fill(self:TrackingBrowser, anew=False):
     "What can be chosen, as far as the run has come; choices stay, and who looked at the last cycle goes on doing so."
     self._filling = True
     try:
@@ -172,12 +175,16 @@ def _fill(self:TrackingBrowser):
         f = self.chosen(all_cycles=True)
         if f is not None:
             lo,hi,(a,b),top = int(f.cycle.min()),int(f.cycle.max()),self.cycles.value,self.cycles.max
-            fresh = not self.layer.options[1:]
+            fresh = anew or not self.layer.options[1:]
             self.cycles.max = max(hi, self.cycles.min); self.cycles.min = lo; self.cycles.max = hi
             self.cycles.value = (lo, hi) if fresh else (max(a, lo), hi if b==top else min(b, hi))
             keep = self.layer.value; self.layer.options = ['all', *map(str, sorted(set(f.layer)))]
-            self.layer.value = keep
+            self.layer.value = keep if keep in self.layer.options else 'all'
     finally: self._filling = False
+
+@patch
+def _another(self:TrackingBrowser): # experiment was chosen: all its cycles
+    with DRAWING: self._fill(anew=True); self.draw()
 
 # %% ../../nbs/widgets/03_tracking_browser.ipynb #450e3faa
 @patch
