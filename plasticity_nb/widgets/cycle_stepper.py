@@ -128,6 +128,8 @@ class CycleStepper(Panel):
     def hands(self)->list: return [x for c in self.book['cycles'] for x in c['by_hand']] + self.book['now']['by_hand'] # what was changed by hand, with its measures
     @property
     def study(self)->Arm: return self.system.arms['study'] # the model under study
+    @property
+    def worth(self)->tuple: return self.book['worth'] # the strategy that was asked last, [layers, heads] what it said, and when
 
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #ebf93322
 def fresh_cycle(): # what is known of a cycle that has not begun
@@ -636,7 +638,7 @@ def about(self:CycleStepper,
     layer:int, head:int # which head
 )->list: # sentences
     "What is known of a head, in words."
-    h = self._check_head(layer, head); name,imp,when = self.book['worth']; g = self.points[-1].gates[h].item()
+    h = self._check_head(layer, head); name,imp,when = self.worth; g = self.points[-1].gates[h].item()
     growing = g==0 and h not in self.study.vault
     state = 'growing: its gate opens while the model learns' if growing else 'closed' if g==0 else 'open' if g==1 else f'open, gate {g:.2f}'
     all_ = torch.cat([imp[l,:n] for l,n in enumerate(self.system.lm.anatomy.heads)]).cpu(); v = imp[h].item()
