@@ -411,7 +411,8 @@ def do_ray(path, todo:dict, plan):
             except ray.exceptions.RayTaskError as e: raise (e.cause if isinstance(e.cause, PlasticityError) else e)
             yield running.pop(ref)
     finally:
-        for ref in running: ray.cancel(ref, force=True)
+        for ref in running: ray.cancel(ref) # by force, Ray may end the process that asks, when a task is done at the same moment
+        if running: ray.wait(list(running), num_returns=len(running), timeout=60) # nobody writes any more
         if mine: ray.shutdown()
 
 # %% ../../nbs/experiment/02_runner.ipynb #99b0cdd2
