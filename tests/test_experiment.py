@@ -81,7 +81,7 @@ def test_two_processes(tmp_path):
 
 def two_workers():
     "A local Ray instance; on a busy machine it may take several attempts, since Ray waits for its parts no longer than 30 seconds."
-    ray = need_ray()
+    ray = need_ray(); os.environ.setdefault('RAY_worker_niceness', '0') # else its workers wait for everybody else on a busy machine
     for attempt in range(4):
         try: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False); return ray
         except Exception as e:
