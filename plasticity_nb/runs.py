@@ -231,6 +231,7 @@ def open(cls:Run,
     path # of a run folder
 )->Run:  # a handle on it
     "Open a run that exists."
+    if not isinstance(path, (str, os.PathLike)): raise PlasticityError(f'{path!r} is no run folder: give its path')
     run = cls(Path(path).expanduser())
     if (run.path/'config.json').is_file(): return run
     inside = sorted(p.parent.name for p in run.path.glob('run_*/config.json'))

@@ -152,13 +152,14 @@ class RunServer(ThreadingHTTPServer):
         except (OSError, OverflowError, TypeError) as e: raise PlasticityError(f"port {port} cannot be used ({getattr(e, 'strerror', None) or e}): give another one, or 0 for one that is free") from e
         self.address = f'http://127.0.0.1:{self.server_port}/'
 
-    def page(self)->str: # as the folder is now
+    def page(self)->tuple: # HTTP status, and the page as the folder is now
         with self.lock:
             stamp = folder_stamp(self.run.path)
             if self.made[0]!=stamp:
-                page = run_html(self.run)
+                try: page = run_html(self.run)
+                except PlasticityError as e: return 500,watched(page_html(self.run.name, Main(P(str(e), role='alert'), P(id='broken'))), stamp, self.seconds) # it may be mended
                 self.made = (stamp, page if self.run.state()=='finished' else watched(page, stamp, self.seconds))
-            return self.made[1]
+            return 200,self.made[1]
 
 class RunPage(BaseHTTPRequestHandler):
     "Answers with the page, or with its stamp."
@@ -166,8 +167,7 @@ class RunPage(BaseHTTPRequestHandler):
         if self.headers.get('Host','').rsplit(':', 1)[0] not in ('127.0.0.1','localhost'): return self.answer(403, 'this page is for this machine only', 'text/plain')
         if self.path=='/stamp': return self.answer(200, folder_stamp(self.server.run.path), 'text/plain')
         if self.path!='/': return self.answer(404, 'there is nothing here', 'text/plain')
-        try: self.answer(200, self.server.page(), 'text/html')
-        except PlasticityError as e: self.answer(500, str(e), 'text/plain')
+        self.answer(*self.server.page(), 'text/html')
 
     def answer(self, code, text, kind):
         data = text.encode()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ATTACHED', 'Transfer', 'check_transfer', 'transferred', 'after_relaxing', 'any_order', 'nudge', 'DenseStore',
-           'lay_out', 'unnest', 'NF4Store', 'per_segment', 'even_spread', 'true_rounding', 'least_norm',
-           'position_owners', 'store_of', 'PathwayWeights', 'put_lines', 'read_by', 'chosen_projections', 'check_parts',
-           'head_weights', 'neuron_weights']
+           'unnest', 'NF4Store', 'per_segment', 'even_spread', 'true_rounding', 'least_norm', 'position_owners',
+           'store_of', 'PathwayWeights', 'put_lines', 'read_by', 'chosen_projections', 'check_parts', 'head_weights',
+           'neuron_weights']
 
 # %% ../nbs/06_weights.ipynb #e2af8b73
 import math
@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 
 from .errors import PlasticityError
-from .models import LM, as_lm
+from .models import LM, as_lm, lay_out
 
 # %% ../nbs/06_weights.ipynb #75424393
 @dataclass
@@ -146,16 +146,6 @@ class DenseStore:
         return [new.movedim(0, self.dim)]
 
 # %% ../nbs/06_weights.ipynb #c04c46a9
-def lay_out(module, weight):
-    "Row by row, as it was loaded, where bitsandbytes has re-packed a matrix for the processor; what its bf16 scales lost is lost."
-    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse as unpack
-    qs = weight.quant_state
-    if getattr(qs, 'packing_format_for_cpu', False):
-        absmax,qs.original_nested,qs.state2,qs.offset = qs.absmax.T.float().flatten(),False,None,None
-        weight.data,_ = unpack(weight.data, qs)
-        qs.absmax = absmax
-    module.support_avx512bf16_for_cpu = False
-
 def unnest(
     qs # bitsandbytes' QuantState
 ): # what stood there, for `NF4Store.back`; None where it was plain
@@ -173,8 +163,7 @@ class NF4Store:
     def __init__(self, module, leaf, dim, owner):
         self.module,self.leaf,self.dim,self.owner = module,leaf,dim,owner
         self.block,self.shape = self.qs.blocksize,tuple(self.qs.shape)
-        self.fast = getattr(module, 'support_avx512bf16_for_cpu', False)
-        lay_out(module, self.weight)
+        lay_out(module)
         self.was = unnest(self.qs)
         self.by_line = owner.view(-1, self.block) if dim else owner[:,None] # [lines, positions of a line]
         self.first = self.by_line[:,0].contiguous() # pathway of a line, where it has one
@@ -216,7 +205,6 @@ def render(self:NF4Store, base, lines, m):
 def back(self:NF4Store, touched:bool): # whether the base itself has changed since
     "Give the matrix back as it was taken over."
     if self.was and not touched: (self.qs.absmax,self.qs.state2,self.qs.offset),self.qs.nested = self.was,True
-    if self.fast: self.module.support_avx512bf16_for_cpu = self.fast
 
 # %% ../nbs/06_weights.ipynb #34d8a09d
 def per_segment(

@@ -160,7 +160,7 @@ def test_pages_are_drawn(site):
                 tab.emulate_media(color_scheme=scheme)
                 try: tab.wait_for_function("s => [...document.querySelectorAll('.plasticity-figure')].every(b => b.dataset.drawn == s)", arg=scheme, timeout=20_000)
                 except Exception: said.append(f"{page}: figures are drawn for {boxes.evaluate_all('all => all.map(b => b.dataset.drawn)')} readers, and this one is {scheme}")
-            if wide := tab.evaluate(TOO_WIDE): said.append(f'{page}: wider than a phone: {wide}')
+                if wide := tab.evaluate(TOO_WIDE): said.append(f'{page}: wider than a phone ({scheme}): {wide}')
             lost = tab.evaluate('[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(0, 100))')
             if lost: said.append(f'{page}: not to be seen: {lost}')
         tab.unroute_all(behavior='ignoreErrors')

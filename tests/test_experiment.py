@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from plasticity_nb.cycle.prune import STRATEGIES, importance, strategy
 from plasticity_nb.errors import PlasticityError
+from plasticity_nb.experiment import runner
 from plasticity_nb.experiment.runner import PlasticityExperiment, graph, need_ray, plan_of
 from plasticity_nb.models import load_lm
 from plasticity_nb.runs import Run
@@ -90,8 +91,8 @@ def two_workers():
     pytest.skip('Ray did not start within four times 30 seconds: the machine is too busy')
 
 @pytest.mark.skipif(importlib.util.find_spec('ray') is None, reason='Ray is not installed: pip install plasticity_nb[ray]')
-def test_ray(whole, tmp_path):
-    "Two Ray workers give the same bytes as one process, also when they finish what another one began, and with a strategy of one's own."
+def test_ray(whole, tmp_path, monkeypatch):
+    "Two Ray workers give the same bytes as one process, also when they finish what another one began, and with a strategy of one's own; who is stopped writes no more."
     ray = two_workers()
     try:
         e = PlasticityExperiment('tiny', output_dir=tmp_path, verbose=False, **SIZES)
@@ -112,6 +113,17 @@ def test_ray(whole, tmp_path):
             e.run_experiment(**ASKED | dict(pruning_strategies=['turned'], fine_tuning_steps=1, plasticity_cycles=1, seeds=[0], teacher=False), executor=executor)
             found.append(outcome(e.run.path))
         assert found[0] == found[1] and b'turned' in found[0]['results.json']
+        def job(path, name, own):  # one is over at once, one is in the middle when nobody waits for it any more
+            import time
+            (path/f'{name} begun').touch()
+            try: time.sleep(60 if name == 'slow' else 0)
+            finally: time.sleep(.5); (path/f'{name} ended').touch()
+        monkeypatch.setattr(runner, 'do_job', job)
+        jobs = runner.do_ray(tmp_path, dict(quick=(), slow=()), plan_of(e.run))
+        assert next(jobs) == 'quick'
+        while not (tmp_path/'slow begun').exists(): time.sleep(.01)
+        jobs.close()
+        assert (tmp_path/'slow ended').exists()
     finally: STRATEGIES.pop('turned', None); ray.shutdown()
 
 def test_no_ray(monkeypatch, tmp_path):

@@ -116,7 +116,8 @@ class RCG:
         run=None # `Run` whose folder takes traces and journals; None: kept in memory alone
     ):
         self.inst,self.lm = lm if isinstance(lm, Instrument) else None,as_lm(lm)
-        self.config,self.held_out,self.run,self.patch,self.base_nll = config or RCGConfig(),held_out,run,None,None
+        self.config,self.held_out,self.run,self.patch,self.base_nll = RCGConfig() if config is None else config,held_out,run,None,None
+        if not isinstance(self.config, RCGConfig): raise PlasticityError(f"a {type(config).__name__} is no RCGConfig: give one, such as RCGConfig(targeting='attribution')")
         self.readout = None # found once
         self.number = 0 # of the text in the run folder
         if self.inst is not None and not self.inst.gating and self.config.collapse.prune_after: raise PlasticityError("heads are to be pruned but the instrument has no gates: put it on with gating=True, or set prune_after to 0")

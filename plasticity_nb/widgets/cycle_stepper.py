@@ -505,7 +505,7 @@ def undo(self:CycleStepper,
     self._ready()
     n = len(self.points); i = n-2 if to is None else to
     if n<2: raise PlasticityError("nothing was done yet that could be undone: begin with prune()")
-    if not isinstance(i, int) or not 0<=i<n-1: raise PlasticityError(f"there is no earlier state {i}: give a number from 0 to {n-2}, as the list shows them")
+    if isinstance(i, bool) or not isinstance(i, int) or not 0<=i<n-1: raise PlasticityError(f"there is no earlier state {i}: give a number from 0 to {n-2}, as the list shows them")
     return self._phase(self._undo, i)
 
 @patch

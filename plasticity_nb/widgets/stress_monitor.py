@@ -320,7 +320,7 @@ class StressMonitor(Panel):
         self.lm = as_lm(lm, tokenizer)
         check_decoder(self.lm.model.config, self.lm.name or type(self.lm.model).__name__)
         if self.lm.tokenizer is None: raise PlasticityError(f"{self.lm.name} has no tokenizer, so nothing can be typed: give an LM with its tokenizer, or tokenizer=")
-        self.given,self.config,self.held_out,self.draw = lm if isinstance(lm, Instrument) else self.lm,config or RCGConfig(neuron_share=.002),held_out,draw
+        self.given,self.config,self.held_out,self.draw = lm if isinstance(lm, Instrument) else self.lm,RCGConfig(neuron_share=.002) if config is None else config,held_out,draw
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens<1: raise PlasticityError(f"tokens {tokens!r} cannot be written: give a whole number from 1")
         if odd := {*draw}-{*inspect.signature(RCG.generate).parameters}: raise PlasticityError(f"{min(odd)!r} is no option of writing: give those of RCG.generate, such as do_sample, temperature or seed")
         RCG(self.given, self.config, held_out) # says what cannot be watched

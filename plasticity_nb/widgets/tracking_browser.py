@@ -32,7 +32,7 @@ class Tracked:
         if not isinstance(folder := getattr(folder, 'path', folder), (str, Path)): raise PlasticityError(f"{folder!r} is no folder: give a run folder, or the output_dir of an EntropyJournal")
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir(): raise PlasticityError(f"there is no folder {self.folder}: give a run folder, or the output_dir of an EntropyJournal")
-        self.journal,self.function,self.sizes,self.lines,self.records,self.torn = self.folder/'entropy_journal.jsonl',self.folder/'function_tracking.jsonl',None,[],[],''
+        self.journal,self.function,self.stamps,self.lines,self.records,self.torn = self.folder/'entropy_journal.jsonl',self.folder/'function_tracking.jsonl',None,[],[],''
         inside = [p.parent.name for p in sorted(self.folder.glob('*/entropy_journal.jsonl'))]
         if not self.journal.exists() and not (self.folder/'config.json').exists():
             raise PlasticityError(f"{self.folder.name} holds no entropy_journal.jsonl: " + (f"give one of the folders in it, for example {inside[-1]}" if inside else "give the folder of a plasticity_demo, or the output_dir of an EntropyJournal"))
@@ -40,13 +40,13 @@ class Tracked:
 
 @patch
 def read(self:Tracked)->bool: # whether anything is new
-    "Read what has grown."
-    sizes = tuple(p.stat().st_size if p.exists() else 0 for p in (self.journal, self.function))
-    if sizes==self.sizes: return False
+    "Read the files if they have changed."
+    stamps = [(s.st_size, s.st_mtime_ns) if p.exists() and (s := p.stat()) else None for p in (self.journal, self.function)]
+    if stamps==self.stamps: return False
     with warnings.catch_warnings(record=True) as w:
         warnings.simplefilter('always')
         self.lines,self.records = read_entropy_journal(self.journal),read_comparisons(self.function)
-    self.sizes,self.torn = sizes,' '.join(dict.fromkeys(str(x.message) for x in w))
+    self.stamps,self.torn = stamps,' '.join(dict.fromkeys(str(x.message) for x in w))
     return True
 
 # %% ../../nbs/widgets/03_tracking_browser.ipynb #372bf0aa
