@@ -132,6 +132,12 @@ def stress():
     return f"by turns, the first of two tasks loses {lost('contradicting'):.0%} of its gain where they contradict each other, {lost('unrelated'):.0%} where they do not; targeted damage costs {rise('targeted')/rise('random'):.1f} × random damage"
 
 
+def redistribution():
+    r = saved('redistribution.json')
+    several = [x for x in r['false_calls'] if x['seeds'] > 1]
+    return '; '.join(f"heads closed by {n}: {sum(x['frame']['flow'])} flows" for n, x in r['pruned_by'].items()) + f", where there is none {sum(x['draws_with_a_flow'] for x in several)} of {sum(x['draws'] for x in several)} draws show one"
+
+
 def smollm2_cpu():
     s, = saved('smollm2_cpu.json')
     x, = s['seeds']
@@ -143,6 +149,7 @@ LINES = {  # question, what was asked for, what came out, command (None: the fir
     'learning': ('What does a pruned model reach by learning?', '', learning, 'python benchmarks/learning.py --plan report --recipes R --device cuda', 'numbers.ipynb#with-the-best-recipe-that-was-found'),
     'adaptive': ('Does choosing anew beat any fixed choice?', '1.10 × the best fixed run', adaptive, 'python benchmarks/adaptive.py', 'numbers.ipynb#does-it-pay-to-choose-anew-in-every-cycle'),
     'factorial': ('What does sharing work in an experiment save?', '3 times fewer tokens', factorial, None, 'numbers.ipynb#a-whole-experiment'),
+    'redistribution': ('Which heads take over from pruned ones?', 'a false discovery rate of 10 %', redistribution, None, 'experiment/01_redistribution.ipynb#a-real-case'),
     'smollm2_cpu': ('What does a run on a small CPU come to?', '', smollm2_cpu, lambda: saved('smollm2_cpu.json')[0]['command'], 'index.ipynb'),
     'pruning': ('What is a strategy worth without learning?', '', pruning, 'python benchmarks/pruning.py --model_name smollm2-135m --device cuda', 'cycle/00_refit.ipynb#on-a-real-model'),
     'ridge': ('Which ridge does a refit need?', '', ridge, 'python benchmarks/ridge.py --device cuda', 'cycle/00_refit.ipynb#on-a-real-model'),
