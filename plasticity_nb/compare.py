@@ -12,9 +12,9 @@ __all__ = ['ROW_NAMES', 'missing_controls', 'with_interval', 'verdict', 'as_perc
 import math
 import plotly.graph_objects as go
 from fastcore.xml import *
-from .dashboard import data_table, figure_part, figure_title, measure, number, number_card, page_html
+from .dashboard import data_table, figure_part, measure, number, number_card, page_html
 from .errors import PlasticityError
-from .look import LINES, PAGE, STATES, Line, head_map, template
+from .look import LINES, PAGE, STATES, Line, figure_title, head_map, template
 from .runs import Run
 from .tracking.recovery import LEAST, coverage, interval, interval_words, zone_map
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PHASES', 'UNNAMED', 'MAPS', 'MEASURE_NAMES', 'CSS', 'BOOT_JS', 'measure', 'run_phases', 'taken_back', 'timeline',
-           'control', 'number', 'percent', 'figure_title', 'perplexity_figure', 'heads_figure', 'running_mean',
-           'loss_figure', 'gates_figure', 'importance_figure', 'gradient_figure', 'score_figure', 'choice_name',
-           'effectiveness', 'effectiveness_figure', 'summary', 'number_card', 'data_table', 'packed_plotly',
-           'figure_part', 'page_html', 'dashboard_html', 'write_dashboard']
+           'control', 'number', 'percent', 'perplexity_figure', 'heads_figure', 'running_mean', 'loss_figure',
+           'gates_figure', 'importance_figure', 'gradient_figure', 'score_figure', 'choice_name', 'effectiveness',
+           'effectiveness_figure', 'summary', 'number_card', 'data_table', 'packed_plotly', 'figure_part', 'page_html',
+           'dashboard_html', 'write_dashboard']
 
 # %% ../nbs/08_dashboard.ipynb #3d1c40a3
 import base64, gzip, hashlib, json, math
@@ -17,7 +17,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from fastcore.xml import *
 from .errors import PlasticityError
-from .look import AMOUNT_SCALE, DRAW_JS, LINES, PAGE, SIGNED_SCALE, STATES, common_scale, css_variables, figure_html, head_map, template
+from .look import AMOUNT_SCALE, DRAW_JS, LINES, PAGE, SIGNED_SCALE, STATES, common_scale, css_variables, figure_html, figure_title, head_map, template
 from .runs import Run
 
 # %% ../nbs/08_dashboard.ipynb #70741423
@@ -139,13 +139,6 @@ def _best_trace(results, key='perplexity'):
 def _signs(results):
     "What the marks on the line of a run mean."
     return 'after ' + ' · '.join(f'<span style="color:{STATES[s].color}">{STATES[s].sign}</span> {p}' for p, s in run_phases(results).items())
-
-def figure_title(
-    text:str,    # first line
-    subtitle:str # second
-)->dict:         # `title` of a plotly layout
-    "A figure's title with a quieter line below it."
-    return dict(text=text, x=0, xref='paper', y=1, yref='container', yanchor='top', pad_t=12, font_size=15, font_weight=600, subtitle=dict(text=subtitle, font=dict(size=12, color=PAGE['muted'][0])))
 
 # %% ../nbs/08_dashboard.ipynb #6565412f
 def _cycle_axis(fig, results, title, subtitle):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATES', 'EDGE', 'LINES', 'PAGE', 'DARK', 'DRAW_JS', 'GATE_SCALE', 'SIGNED_SCALE', 'AMOUNT_SCALE', 'State', 'mark',
-           'Line', 'template', 'recolour', 'dark', 'css_variables', 'script_json', 'figure_html', 'PageRenderer',
-           'use_look', 'head_grid', 'common_scale', 'head_map', 'film']
+           'Line', 'template', 'figure_title', 'recolour', 'dark', 'css_variables', 'script_json', 'figure_html',
+           'PageRenderer', 'use_look', 'head_grid', 'common_scale', 'head_map', 'film']
 
 # %% ../nbs/00_look.ipynb #9be3eb07
 import json, math, re
@@ -86,6 +86,14 @@ def template():
         hoverlabel=dict(bgcolor=PAGE['panel'][0], bordercolor=grid, font_color=ink),
         legend=dict(orientation='h', x=0, y=0, yref='container', xanchor='left', yanchor='bottom', bgcolor='rgba(0,0,0,0)')))
 
+# %% ../nbs/00_look.ipynb #4cfa691e
+def figure_title(
+    text:str,      # first line
+    subtitle:str='' # second
+)->dict:           # `title` of a plotly layout
+    "A figure's title with a quieter line below it."
+    return dict(text=text, x=0, xref='paper', y=1, yref='container', yanchor='top', pad_t=12, font_size=15, font_weight=600, subtitle=dict(text=subtitle, font=dict(size=12, color=PAGE['muted'][0])))
+
 # %% ../nbs/00_look.ipynb #7fadc792
 def recolour(
     text:str, # JSON of a figure, HTML
@@ -148,8 +156,9 @@ DRAW_JS = '''function plasticityDraw(box){
   const fold=(text,room)=>{ // lines of a text, at most so many letters in each
     const lines=[]; let n=room;
     for(const w of text.match(/(?:<[^>]*>|[^\\s<])+/g)||[]){
-      const k=w.replace(/<[^>]*>/g,'').replace(/&\\w+;/g,'x').length;
+      const [k,...rest]=w.split('<br>').map(s=>s.replace(/<[^>]*>/g,'').replace(/&\\w+;/g,'x').length);
       if(n+k>=room&&n){ lines.push(w); n=k; } else { lines[lines.length-1]+=' '+w; n+=k+1; }
+      if(rest.length) n=rest.pop(); // a line that begins here anyhow
     }
     return lines;
   };
@@ -264,8 +273,7 @@ def head_map(
     marks = [_marks([p for p in pruned if tuple(p) not in back], 'pruned', len(values)), _marks(revived, 'revived', len(values))]
     tick = lambda n: dict(tickmode='linear', dtick=next(d for d in (1, 2, 4, 5, 10, 20, 50, 100, n) if n <= 12*d), tick0=0, showgrid=False, zeroline=False)
     return go.Figure([heat, *marks]).update_layout(template=template(), showlegend=False, height=140 + max(110, min(640, 22*len(grid))),
-        margin=dict(l=44, r=8, t=70, b=40), title=dict(text=escape(title), x=0, xref='paper', y=1, yref='container', yanchor='top', pad_t=12,
-        font_size=15, font_weight=600, subtitle=dict(text=_counts(pruned, revived), font=dict(size=13, color=PAGE['muted'][0]))),
+        margin=dict(l=44, r=8, t=70, b=40), title=figure_title(escape(title), _counts(pruned, revived)),
         xaxis=dict(title='layer', **tick(len(values)), range=[-.5, len(values)-.5]),
         yaxis=dict(title='head', **tick(len(grid)), range=[len(grid)-.5, -.5]))
 

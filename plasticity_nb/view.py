@@ -17,11 +17,11 @@ from fastcore.xml import *
 from plotly.subplots import make_subplots
 
 from .compare import comparison_html
-from .dashboard import dashboard_html, data_table, figure_part, figure_title, number, number_card, page_html
+from .dashboard import dashboard_html, data_table, figure_part, number, number_card, page_html
 from .demo import demo_html, only_run
 from .errors import PlasticityError
 from .experiment.runner import so_far
-from .look import LINES, STATES, template
+from .look import LINES, STATES, figure_title, template
 from .runs import Run, read_lines, understood, write_whole
 from .tracking.stress_protocols import stress_html
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from ..anatomy import base_attention
 from ..attention import Instrument
 from ..errors import PlasticityError
-from ..look import PAGE, STATES, template
+from ..look import PAGE, STATES, figure_title, template
 from ..metrics import check_tokens, eval_mode
 from ..tracking.function_tracking import pattern_similarity, u_centred, writing_gram
 
@@ -246,13 +246,13 @@ def flow_figure(
     heirs = {_heir(r) for r in found.itertuples()}
     for names,x,state,side in ((left, 0, 'pruned', 'left'), (right, 1, 'alive', 'right')):
         color = [STATES[state].color if state=='pruned' or n in heirs else PAGE['muted'][0] for n in names]
-        fig.add_scatter(x=[x]*len(names), y=[y(names, n) for n in names], text=[f'\u2002layer {l}, head {h}\u2002' for l,h in names], mode='markers+text', hoverinfo='skip', showlegend=False,
+        fig.add_scatter(x=[x]*len(names), y=[y(names, n) for n in names], text=[f'\u2002({l}, {h})\u2002' for l,h in names], mode='markers+text', hoverinfo='skip', showlegend=False,
             textposition='middle '+side, marker=dict(symbol=STATES[state].symbol, color=color, size=10))
     for name,style in _styles().items(): fig.add_scatter(x=[None], y=[None], mode='lines', name=name, line=style)
     return fig.update_layout(template=template(), height=210+26*max(len(left), len(right), 3), margin=dict(l=16, r=16, t=108, b=64),
-        title=dict(text='Who took over from the pruned heads', x=0, xref='paper', subtitle=dict(text=flow_sentence(frame, most, grey), font=dict(size=13, color=PAGE['muted'][0]))),
+        title=figure_title('Who took over from the pruned heads', flow_sentence(frame, most, grey)),
         xaxis=dict(visible=False, range=[-.42, 1.42]), yaxis=dict(visible=False, range=[1.03, -.1]),
-        annotations=[dict(x=x, y=-.06, text=text, showarrow=False, xanchor=anchor, font_color=PAGE['muted'][0]) for x,text,anchor in ((0, 'pruned', 'right'), (1, 'kept', 'left'))])
+        annotations=[dict(x=x, y=-.02, yanchor='bottom', align=anchor, text=text+'<br>(layer, head)', showarrow=False, xanchor=anchor, font_color=PAGE['muted'][0]) for x,text,anchor in ((0, 'pruned', 'right'), (1, 'kept', 'left'))])
 
 # %% ../../nbs/experiment/01_redistribution.ipynb #31cefc23
 def _source(r): return r.pruned_layer,r.pruned_head

@@ -29,9 +29,9 @@ from plotly.subplots import make_subplots
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ..attention import Instrument, biased, instrument, pieces, real_rows, score_rows
-from ..dashboard import data_table, figure_part, figure_title, number, number_card, page_html # they draw, and import floor 0 alone
+from ..dashboard import data_table, figure_part, number, number_card, page_html # they draw, and import floor 0 alone
 from ..errors import NotFinite, PlasticityError
-from ..look import GATE_SCALE, LINES, PAGE, STATES, mark, template
+from ..look import GATE_SCALE, LINES, PAGE, STATES, figure_title, mark, template
 from ..metrics import eval_mode
 from ..models import as_lm
 from ..runs import Lines, append_line, read_lines, write_whole

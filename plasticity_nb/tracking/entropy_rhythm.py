@@ -23,9 +23,9 @@ from fastcore.basics import patch
 from fastcore.xml import H1, Main, P
 from plotly.subplots import make_subplots
 
-from ..dashboard import figure_part, figure_title, page_html # they draw, and import floor 0 alone
+from ..dashboard import figure_part, page_html # they draw, and import floor 0 alone
 from ..errors import PlasticityError
-from ..look import EDGE, GATE_SCALE, LINES, PAGE, SIGNED_SCALE, STATES, common_scale, mark, template
+from ..look import EDGE, GATE_SCALE, LINES, PAGE, SIGNED_SCALE, STATES, common_scale, figure_title, mark, template
 from ..runs import write_whole
 from .entropy_journal import gate_events, head_table, head_looks_figure, journal_frame, look_names, look_ticks, one_experiment, read_entropy_journal
 

@@ -25,9 +25,9 @@ from fastcore.xml import H1, H2, Div, Header, Li, Main, Noscript, P, Ul
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ..attention import Instrument, biased, instrument, score_rows
-from ..dashboard import data_table, figure_part, figure_title, number, number_card, page_html
+from ..dashboard import data_table, figure_part, number, number_card, page_html
 from ..errors import NotFinite, PlasticityError
-from ..look import GATE_SCALE, LINES, STATES, head_map, template
+from ..look import GATE_SCALE, LINES, STATES, figure_title, head_map, template
 from ..metrics import eval_mode
 from ..models import as_lm
 from ..runs import append_line, digest_tensors, plain, read_lines, write_whole

@@ -13,7 +13,7 @@ from numbers import Real
 import numpy as np
 
 from ..errors import PlasticityError
-from ..look import EDGE, PAGE, STATES, template
+from ..look import EDGE, PAGE, STATES, figure_title, template
 
 # %% ../../nbs/tracking/00_recovery.ipynb #66fc9dc9
 def recovery_rate(
@@ -137,5 +137,5 @@ def zone_map(
         text=cell(lambda l,h: ZONE_LOOK[zone(l, h)][1]), texttemplate='%{text}', textfont_color=EDGE['color'],
         customdata=cell(lambda l,h: f"{zone(l, h)}: pruned in {found['pruned'][l][h]} of {found['cells']} cells, back in {found['back'][l][h]}"), hovertemplate='layer %{x}, head %{y}<br>%{customdata}<extra></extra>')
     keys = [go.Scatter(x=[None], y=[None], mode='markers', name=f"{n} ({sum(col.count(n) for col in found['zone'])})", marker=dict(symbol='square', size=12, color=ZONE_LOOK[n][0])) for n in names]
-    return go.Figure([heat, *keys]).update_layout(template=template(), title_text=title, height=160+24*len(rows), xaxis=dict(title_text='layer', dtick=1 if len(found['zone'])<=30 else 5, showgrid=False),
+    return go.Figure([heat, *keys]).update_layout(template=template(), title=figure_title(title), height=160+24*len(rows), xaxis=dict(title_text='layer', dtick=1 if len(found['zone'])<=30 else 5, showgrid=False),
         yaxis=dict(title_text='head', dtick=1, showgrid=False, range=[len(rows)-.5, -.5]))

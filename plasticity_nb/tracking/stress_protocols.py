@@ -31,9 +31,9 @@ import plasticity_nb
 from ..attention import Instrument, instrument
 from ..cycle.finetune import check_finite, check_trainable, learn
 from ..cycle.prune import check_share, lowest, open_heads, random_importance, taylor_importance
-from ..dashboard import data_table, figure_part, figure_title, page_html # they draw, and import floor 0 alone
+from ..dashboard import data_table, figure_part, page_html # they draw, and import floor 0 alone
 from ..errors import PlasticityError
-from ..look import LINES, SIGNED_SCALE, template
+from ..look import LINES, SIGNED_SCALE, figure_title, template
 from ..metrics import eval_mode
 from ..models import LM, as_lm
 from ..runs import Run, digest_tensors, plain, to_json, write_whole

@@ -612,7 +612,7 @@ def head_figure(self:CycleStepper,
     fig.update_layout(template=template(), height=340, margin=dict(l=56, r=12, t=74, b=70), title=live_title(title, 'how widely it looks, state by state · where it looks' if h else 'click one on the map, or choose one beside'),
         xaxis=dict(title='state', showgrid=False, zeroline=False, tickmode='array', tickvals=list(range(len(self.points))), ticktext=[str(i) for i in range(len(self.points))], range=[-.4, max(len(self.points), 5)-.6]), yaxis=dict(title='entropy, nats', zeroline=False),
         xaxis2=dict(title='token it looks at', showgrid=False, zeroline=False, showticklabels=False), yaxis2=dict(title='token', autorange='reversed', showgrid=False, zeroline=False, showticklabels=False))
-    return fig
+    return fig.update_xaxes(visible=bool(h)).update_yaxes(visible=bool(h))
 
 # %% ../../nbs/widgets/02_cycle_stepper.ipynb #5b68a3ee
 @patch
