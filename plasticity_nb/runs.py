@@ -182,7 +182,7 @@ def create(cls:Run,
     "Make a new run folder."
     now = datetime.now().astimezone()
     about = dict(system=system, created=now.isoformat(timespec='seconds'), version=__version__, command=_command(), config=config)
-    text, above = to_json(about, indent=2), Path(output_dir or Path('output')/system).expanduser().absolute()
+    text, above = to_json(about, indent=2), _folder_path(output_dir or Path('output')/system).absolute()
     with _folder(above):
         beside = _beside(above/'run')
         try:
@@ -199,6 +199,10 @@ def _command():
     return None if 'ipykernel' in prog or not prog else shlex.join([prog, *sys.argv[1:]])
 
 # %% ../nbs/04_runs.ipynb #6ee23bc9
+def _folder_path(path): # of an output_dir
+    if not isinstance(path, (str, os.PathLike)): raise PlasticityError(f'output_dir {path!r} is no folder: give its path')
+    return Path(path).expanduser()
+
 @contextmanager
 def _folder(path):
     "Make `path` for what is done inside; on failure, take away again what was made."
@@ -215,8 +219,10 @@ def _folder(path):
         raise PlasticityError(f'the output folder {path} cannot be written ({getattr(e, "strerror", None) or e}): choose another one') from e
 
 # %% ../nbs/04_runs.ipynb #d3c253ae
+def _damaged_name(path): return path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}") # where a file is put that cannot be read
+
 def _rename_free(src, dest):
-    "Rename folder `src` to `dest`, or to the first of `dest-2`, `dest-3`, ... that is free; nothing is ever overwritten."
+    "Rename `src` to `dest`, or to the first of `dest-2`, `dest-3`, ... that is free; nothing is ever overwritten."
     for n in range(1, 10_000):
         to = dest if n == 1 else dest.with_name(f'{dest.name}-{n}')
         try:
@@ -314,6 +320,9 @@ def results(self:Run,
     return self.save_json('results.json', obj)
 
 # %% ../nbs/04_runs.ipynb #b7ede71c
+def _disk_failed(e): # whether an error is of the disk; safetensors and tokenizers have their own way to say so
+    return isinstance(e, OSError) or type(e).__name__=='SafetensorError' or type(e) is Exception and 'os error' in str(e)
+
 @patch
 @contextmanager
 def checkpoint(self:Run,
@@ -333,7 +342,7 @@ def checkpoint(self:Run,
             _to_disk(to.parent)
     except BaseException as e:
         _remove(beside)
-        if isinstance(e, OSError) or type(e).__name__=='SafetensorError': raise PlasticityError(f'checkpoint {name} could not be written ({e}): free some space, or give another output_dir') from e
+        if _disk_failed(e): raise PlasticityError(f'checkpoint {name} could not be written ({e}): free some space, or give another output_dir') from e
         raise
 
 # %% ../nbs/04_runs.ipynb #ae0ee82b

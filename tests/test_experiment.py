@@ -114,8 +114,8 @@ def test_ray(whole, tmp_path, monkeypatch):
             found.append(outcome(e.run.path))
         assert found[0] == found[1] and b'turned' in found[0]['results.json']
         def job(path, name, own):  # one is over at once, one is in the middle when nobody waits for it any more
-            import time
-            (path/f'{name} begun').touch()
+            import pathlib, time
+            path = pathlib.Path(path); (path/f'{name} begun').touch()
             try: time.sleep(60 if name == 'slow' else 0)
             finally: time.sleep(.5); (path/f'{name} ended').touch()
         monkeypatch.setattr(runner, 'do_job', job)

@@ -30,15 +30,25 @@ from ..attention import Instrument
 from ..errors import PlasticityError
 from ..metrics import eval_mode
 from ..models import LM, as_lm, cache_name, cache_of, explain_load_error, load_options, quiet_bars
-from ..runs import _beside, _remove, _to_disk, to_json, write_whole
+from ..runs import _beside, _disk_failed, _remove, _to_disk, to_json, write_whole
 
 # %% ../../nbs/cycle/04_compact.ipynb #6ada0ca3
+def as_gates(
+    what:str, # 'heads' or 'neurons'
+    x # numbers, or True and False
+)->torch.Tensor: # the same
+    "Gates as a tensor, or a sentence."
+    try: t = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as e: raise PlasticityError(f"{what} cannot be read as gates ({e}): give a tensor of numbers, or of True and False, with one entry for each") from e
+    if not torch.isfinite(t).all(): raise PlasticityError(f"a gate of {what} is not a number: give 0 for what goes, 1 for what stays")
+    return t
+
 def head_gates(
     lm, # `LM`
     heads # Tensor [layers, most heads], True or a gate other than 0: kept; an `Instrument`; None: all are
 )->list: # of float32 [heads], layer by layer
     "The gates of all heads."
-    own = lm.anatomy.exists if heads is None else heads.gates if hasattr(heads, 'gates') else torch.as_tensor(heads)
+    own = lm.anatomy.exists if heads is None else as_gates('heads', getattr(heads, 'gates', heads))
     if isinstance(heads, Instrument) and not heads.gating: raise PlasticityError("this instrument listens only, its gates do nothing: give one with gating=True, or heads as a tensor")
     if own.shape!=lm.anatomy.exists.shape:
         raise PlasticityError(f"heads has shape {list(own.shape)}, but {lm.name} has {list(lm.anatomy.exists.shape)} (layers, most heads): give one entry for each")
@@ -50,7 +60,9 @@ def neuron_gates(
 )->list: # of float32 [width], or None where nothing is asked of a layer
     "The gates of all MLP neurons."
     layers = lm.anatomy.layers
-    given = [None]*len(layers) if neurons is None else [n if n is None else torch.as_tensor(n) for n in getattr(neurons, 'gates', neurons)]
+    given = getattr(neurons, 'gates', neurons)
+    if given is not None and (isinstance(given, str) or not hasattr(given, '__iter__')): raise PlasticityError(f"neurons is a {type(given).__name__}: give a list with a tensor or None for each layer")
+    given = [None]*len(layers) if given is None else [n if n is None else as_gates('neurons', n) for n in given]
     if len(given)!=len(layers): raise PlasticityError(f"neurons has {len(given)} entries, but {lm.name} has {len(layers)} layers: give a tensor or None for each")
     for l,n in zip(layers, given):
         width = l.mlp.width if l.mlp else 0
@@ -526,6 +538,7 @@ def check_compact(
     neurons:bool=False # whether neurons are to be cut too
 ):
     "Raise what `compact` would raise, before there is anything to cut."
+    if not isinstance(neurons, bool): raise PlasticityError(f"neurons is a {type(neurons).__name__}, and only says whether neurons are to be cut too: give True or False; which pathways go is asked of compact")
     a = as_lm(lm).anatomy
     keep = a.exists.clone()
     for k,l in zip(keep, a.layers):
@@ -538,6 +551,7 @@ def cache_bytes(
     past # what a pass leaves behind, see `cache_of`
 )->int: # of keys and values
     "Bytes that a KV cache holds."
+    if not hasattr(past, 'layers'): raise PlasticityError(f"a {type(past).__name__} is no KV cache: give what a pass leaves behind, cache_of(lm.model(ids, use_cache=True))")
     return sum(t.nbytes for layer in past.layers for t in (layer.keys, layer.values) if t is not None)
 
 # %% ../../nbs/cycle/04_compact.ipynb #5220406c
@@ -558,7 +572,7 @@ def whole_folder(
         _to_disk(path.parent)
     except BaseException as e:
         _remove(beside)
-        if isinstance(e, (OSError, SafetensorError)): raise PlasticityError(f"{path} could not be written ({e}): free some space, or give another folder") from e
+        if _disk_failed(e): raise PlasticityError(f"{path} could not be written ({e}): free some space, or give another folder") from e
         raise
 
 def stored(

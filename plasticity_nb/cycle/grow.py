@@ -189,13 +189,13 @@ class GateWarmup:
     "Opens the gates of grown heads to 1 in so many steps, from where they stand."
     def __init__(self, inst:Instrument, heads, steps:int, shape:str='linear'):
         if shape not in WARMUPS: raise PlasticityError(f"there is no gate warm-up {shape!r}: choose from {', '.join(WARMUPS)}")
-        self.inst,self.heads,self.steps,self.shape = inst,list(heads),max(int(steps), 1),WARMUPS[shape]
+        self.inst,self.heads,self.steps,self.shape = inst,list(heads),int(steps),WARMUPS[shape]
         self.start = [inst.gates[l,h].item() for l,h in self.heads] # gates as they are now
     def __call__(self,
         step:int # training steps done
     ):
         "Set the gates for the next step."
-        x = self.shape(min(1., step/self.steps))
+        x = self.shape(min(1., step/self.steps)) if self.steps else 1.
         for (l,h),g in zip(self.heads, self.start): self.inst.gates.data[l,h] = g+(1-g)*x
 
 # %% ../../nbs/cycle/01_grow.ipynb #4cfad49f

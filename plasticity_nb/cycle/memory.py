@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..errors import PlasticityError
 from ..fetch import cache_dir
-from ..runs import plain
+from ..runs import _damaged_name, plain, _rename_free
 
 # %% ../../nbs/cycle/05_memory.ipynb #079f44e6
 @dataclass
@@ -118,15 +118,15 @@ def _set_aside(self:StrategyMemory):
     "A file that is no whole database is moved out of the way, and said."
     if not self.path.exists(): return
     if self.path.is_dir(): raise PlasticityError(f"the memory {self.path} is a folder: name a file")
+    if not self.path.stat().st_size: warnings.warn(f"the memory {self.path} is empty, as after a disk was full: what it held is lost, and it is begun anew")
     try:
         with self._open() as db: why = db.execute('PRAGMA quick_check').fetchone()[0]
     except sqlite3.DatabaseError as e: why = str(e)
     if why=='ok': return
     why = ' '.join(why.split())
-    aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+    aside = _rename_free(self.path, _damaged_name(self.path))
     for end in ('-wal','-shm'):
         if (f := self.path.with_name(self.path.name+end)).exists(): os.replace(f, aside.with_name(aside.name+end))
-    os.replace(self.path, aside)
     warnings.warn(f"the memory {self.path} is damaged ({why}): it was set aside as {aside.name}, and a new one is begun")
 
 # %% ../../nbs/cycle/05_memory.ipynb #6da4b340
@@ -198,7 +198,7 @@ class BanditConfig:
 
     def __post_init__(self):
         for k in ('strategies','levels','growth_ratios'):
-            if isinstance(v := getattr(self, k), (str,Real)): raise PlasticityError(f"{k} {v!r} is one and not several: give a list, such as [{v!r}]")
+            if isinstance(v := getattr(self, k), (str,Real)) or v is None: raise PlasticityError(f"{k} {v!r} is one and not several: give a list, such as [{v!r}]")
             setattr(self, k, tuple(v))
         for k in ('strategies','levels','growth_ratios'):
             if not getattr(self, k): raise PlasticityError(f"there are no {k} to choose from: give at least one")

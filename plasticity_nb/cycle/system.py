@@ -31,7 +31,7 @@ from ..errors import NotFinite, PlasticityError
 from ..fetch import file_sha256
 from ..metrics import active_heads, active_params, check_tokens, degeneration, efficiency, evaluate, perplexity_per_head
 from ..models import LM, as_lm, cache_of, load_lm
-from ..runs import Run, digest_tensors, plain, to_json, write_whole
+from ..runs import Run, _folder_path, digest_tensors, plain, to_json, write_whole
 from ..text import CORPORA, found_by, load_text, token_blocks
 
 # %% ../../nbs/cycle/03_system.ipynb #2c36349f
@@ -179,6 +179,7 @@ class AdaptivePlasticitySystem:
         watch=None): # called as watch(system, cycle, phase, step, measured) on the way, see below
         self.asked = {k:v for k,v in locals().items() if k not in ('self','watch')}
         self.verbose,self.output_dir,self.watch = verbose,output_dir,watch or (lambda *a: None)
+        if output_dir is not None: _folder_path(output_dir)
         self._options(); self._how_to_learn()
         self._load(); self._texts()
 

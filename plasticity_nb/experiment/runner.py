@@ -35,7 +35,7 @@ from ..errors import PlasticityError
 from .redistribution import flow_summary, profile, redistribution
 from ..metrics import active_heads, check_tokens, evaluate
 from ..models import LM, load_lm
-from ..runs import Run, digest_tensors, to_json, write_whole
+from ..runs import Run, _damaged_name, _folder_path, _rename_free, digest_tensors, to_json, write_whole
 from ..text import found_by, load_text, token_blocks
 from ..tracking.recovery import LEAST, half_life, interval, interval_words, recovery_area, recovery_rate, zones
 from ..tracking.tracker import PlasticityTracker
@@ -74,6 +74,7 @@ SIZES = tuple(Plan.__dataclass_fields__)[11:] # from block_len on: what `Plastic
 
 def distinct(values, what, kind):
     "Values as a tuple, or a sentence that says what is wrong with them."
+    if what=='seeds' and isinstance(values, int): raise PlasticityError(f"seeds {values!r} is one number: give the seeds themselves, such as {(0, 1, 2)}")
     try: values = (values,) if isinstance(values, (str,int,float)) else tuple(values)
     except TypeError as e: raise PlasticityError(f"{values!r} is no list of {what}: give {'names' if kind is str else 'numbers'}") from e
     if not values: raise PlasticityError(f"there are no {what}: give at least one")
@@ -354,10 +355,8 @@ def finished(self:Files, job:Job)->bool:
     if not self.path(job).exists(): return False
     try: return bool(self.read(job))
     except Damaged as e:
-        aside = f".damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-        for path in (self.path(job), self.path(job, 'safetensors')):
-            if path.exists(): path.rename(path.with_name(path.name+aside))
-        warnings.warn(f"{str(e).split(':')[0]}: it was set aside as {self.path(job).name}{aside}, and the job is done again")
+        aside = [_rename_free(path, _damaged_name(path)).name for path in (self.path(job), self.path(job, 'safetensors')) if path.exists()]
+        warnings.warn(f"{str(e).split(':')[0]}: it was set aside as {aside[0]}, and the job is done again")
         return False
 
 # %% ../../nbs/experiment/02_runner.ipynb #e48490e0
@@ -627,7 +626,7 @@ def lines(self:ExperimentReport)->list: # of str
     return [f"{self['model']} on {self['text']}: perplexity over {self['eval_blocks']} blocks of {self['block_len']} tokens (tokenizer {self['tokenizer']}), {self['baseline']['perplexity']:.2f} before pruning; {self['steps']} training steps per cycle; {sure}",
             f"closed: heads that the cycle closed; open at the end: of {sum(self['anatomy']['heads'])}"+(', since closed heads may come back while the model learns' if self['regrow'] else ''),
             "÷ dense: against the model trained on the same texts without pruning; ÷ random: against heads chosen by lot, same level and seed",
-            f"{t['shared']:,} tokens went into the models where a plain nested loop takes {t['plain']:,}: {t['ratio']:.2f} times fewer"]
+            f"{t['shared']:,} tokens went into the models where a nested loop whose cells each make their own controls takes {t['plain']:,}: {t['ratio']:.2f} times fewer"]
 
 # %% ../../nbs/experiment/02_runner.ipynb #482fc1ff
 @patch
@@ -698,6 +697,7 @@ class PlasticityExperiment:
         for n,x in dict(model_name=model_name, dataset=dataset).items():
             if not isinstance(x, (str,Path)): raise PlasticityError(f"{n} is a {type(x).__name__}, which no other process could load: give a name or a folder, saved with save_pretrained if need be")
         if odd := [n for n in sizes if n not in SIZES]: raise PlasticityError(f"an experiment has no setting {odd[0]!r}: choose from {', '.join(SIZES)}"+(', or give it to run_experiment' if odd[0] in Plan.__dataclass_fields__ else ''))
+        if output_dir is not None: _folder_path(output_dir)
         self.asked,self.output_dir,self.verbose = dict(model=found_by(model_name), dataset=found_by(dataset), device=device, **sizes),output_dir,verbose
 
 # %% ../../nbs/experiment/02_runner.ipynb #f8a827f6
@@ -736,7 +736,7 @@ def resume(cls:PlasticityExperiment,
     if (at := run.path/'results.json').exists() and run.events('done'):
         try: return ExperimentReport(run.load_json('results.json'))
         except PlasticityError:
-            aside = at.rename(at.with_name(f"results.json.damaged-{time.strftime('%Y%m%d-%H%M%S')}"))
+            aside = _rename_free(at, _damaged_name(at))
             warnings.warn(f"the results.json of {run.name} cannot be read: it was set aside as {aside.name}, and is made again from the files of the jobs")
     return carry_on(run, executor, verbose)
 

@@ -246,6 +246,7 @@ def read_entropy_journal(
     path # an entropy_journal.jsonl, or the folder it lies in; one that does not exist yet holds nothing
 )->Lines: # dicts as in the table above; `.torn` lists torn lines
     "The looks in a journal file."
+    if not isinstance(path, (str, Path)): raise PlasticityError(f"{path!r} is no journal: give the path of an entropy_journal.jsonl, or of its folder")
     path = Path(path)/'entropy_journal.jsonl' if Path(path).is_dir() else Path(path)
     lines = read_lines(path)
     for i,l in enumerate(lines, 1):
@@ -424,6 +425,7 @@ class Alarm:
     judged:int # open heads with a value at each of them
     by_chance:float # heads named when the looks are shuffled, mean; nan with too few looks
     chance:float # share of shuffles in which any head is named
+    by_walk:float # heads named when the steps between looks go up or down by lot, mean
     level:float; within:int; below:float # of the rule
 
 @patch
@@ -432,7 +434,7 @@ def __str__(self:Alarm):
     if math.isnan(self.by_chance): return f"No alarm can be given: {self.looks} cycles are too few for a fall to be told from chance at p ≤ {self.level:g}."
     named = ', '.join(f'({l}, {h})' for l,h in zip(self.heads.layer, self.heads['head']))
     return (f"{len(self.heads)} of {self.judged} open heads slide towards collapse{': '+named if named else ''} (rule: {rule}). With the looks in random order the rule names "
-            f"{self.by_chance:.2g} heads on average, and any at all in {100*self.chance:.2g} % of orders.")
+            f"{self.by_chance:.2g} heads on average, and any at all in {100*self.chance:.2g} % of orders; on walks without an aim, the same steps up or down by lot, {self.by_walk:.2g}.")
 @patch
 def _repr_markdown_(self:Alarm): return str(self)
 
@@ -453,7 +455,7 @@ def entropy_alarm(
     within:int=5, # looks
     level:float=.01, # of the Mann-Kendall test of each head
     window:int=20, # looks to judge by
-    shuffles:int=200, # of the order of the looks
+    shuffles:int=200, # of the order of the looks, and walks
     seed:int=0 # of the shuffles
 )->Alarm: # the heads, and how many there would be by chance
     "Name the heads that slide towards collapse."
@@ -462,13 +464,15 @@ def entropy_alarm(
         (slope,p,_),now = trends(y),y[:,-1]
         left = np.where((slope<0) & (now>below), (below-now)/np.minimum(slope, -1e-12), np.inf)
         return (p<=level) & (left<=within),now,slope,p,left
-    if n<2 or inversion_tail(n)[-1]>level: hit,by = np.zeros(len(y), bool),[]
+    if n<2 or inversion_tail(n)[-1]>level: hit,by,walk = np.zeros(len(y), bool),[],[]
     else:
         rng,(hit,now,slope,p,left) = np.random.default_rng(seed),named(y)
         by = [named(y[:,rng.permutation(n)])[0].sum() for _ in range(shuffles)]
+        walk = [named(np.c_[y[:,:1], y[:,:1]+(np.diff(y)*rng.choice([-1,1], n-1)).cumsum(1)])[0].sum() for _ in range(shuffles)]
     heads = t.index.to_frame(index=False)[hit]
     for k in ('now','slope','p','looks_left'): heads[k] = dict(now=now, slope=slope, p=p, looks_left=left)[k][hit] if by else []
-    return Alarm(heads.sort_values('looks_left', ignore_index=True), n, len(y), float(np.mean(by)) if by else math.nan, float(np.mean(np.array(by)>0)) if by else math.nan, level, within, below)
+    mean = lambda x: float(np.mean(x)) if len(x) else math.nan
+    return Alarm(heads.sort_values('looks_left', ignore_index=True), n, len(y), mean(by), mean(np.array(by)>0), mean(walk), level, within, below)
 
 # %% ../../nbs/tracking/01_entropy_journal.ipynb #e56f6e62
 ENTROPY_SCALE = [[0, PAGE['middle'][0]], [1, LINES['random'].color]] # one token ... all tokens alike

@@ -237,6 +237,7 @@ def prompt_ids(
     prompts = encoded_rows(prompts) if hasattr(prompts, 'keys') and 'input_ids' in prompts else getattr(prompts, 'ids', prompts)
     prompts = [prompts] if isinstance(prompts, str) or hasattr(prompts, 'keys') or not hasattr(prompts, '__iter__') or getattr(prompts, 'ndim', 2)==1 and torch.is_tensor(prompts) else list(prompts)
     for p in prompts:
+        if any(isinstance(x, float) for x in p[:1]) if isinstance(p, (list, tuple)) else torch.is_tensor(p) and p.is_floating_point(): raise PlasticityError("the prompts hold numbers with a point, which are no token ids: give texts, lists of token ids, or what the tokenizer makes of texts")
         if not isinstance(p, (str, list, tuple)) and not (hasattr(p, 'tolist') and getattr(p, 'ndim', 0)==1): raise PlasticityError(f"a {type(p).__name__} is no prompt: give texts, lists of token ids, or what the tokenizer makes of texts")
     tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)
     if not prompts: raise PlasticityError("there is no prompt to compare models on: give at least one")
@@ -408,6 +409,7 @@ def compare_models(
     "How much of its function a model has kept."
     ids = prompt_ids(prompts, as_lm(before).tokenizer if tokenizer is None else tokenizer, max_length)
     same = as_lm(before).model is as_lm(after).model
+    if same and isinstance(before, Instrument)!=isinstance(after, Instrument): raise PlasticityError(f"both are the same {as_lm(before).name}, the one with its instrument and the other without, and no copy of what it was is left in it: give a model that was loaded or copied before it was changed")
     with Reader(after if same and isinstance(after, Instrument) else before) as a:
         with (Reader(a.inst) if same else Reader(after)) as b:
             check_alike(a, b, low if (low := min(int(x.min()) for x in ids))<0 else max(int(x.max()) for x in ids))

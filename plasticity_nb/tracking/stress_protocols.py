@@ -38,7 +38,7 @@ from ..metrics import eval_mode
 from ..models import LM, as_lm
 from ..runs import Run, digest_tensors, plain, to_json, write_whole
 from ..text import Corpus, _rows_text, cut_document, load_text, token_blocks
-from .recovery import LEAST, half_life, interval, recovery_area, recovery_rate
+from .recovery import LEAST, half_life, interval, interval_words, recovery_area, recovery_rate
 
 # %% ../../nbs/tracking/03_stress_protocols.ipynb #06fc71c4
 @dataclass
@@ -199,7 +199,9 @@ def batch_rows(
 )->list: # of (ids, labels), without padding
     "The rows of a batch."
     if hasattr(batch, 'keys'): ids,mask,labels = (batch[k] if k in batch.keys() else None for k in ('input_ids','attention_mask','labels'))
-    else: ids,mask,labels = batch if torch.is_tensor(batch) else batch[0],None if torch.is_tensor(batch) or len(batch)<2 else batch[1],None
+    else:
+        ids,mask,labels = batch if torch.is_tensor(batch) else batch[0],None if torch.is_tensor(batch) or len(batch)<2 else batch[1],None
+        if torch.is_tensor(mask) and ((mask!=0) & (mask!=1)).any(): mask,labels = None,mask # no mask: labels
     if not torch.is_tensor(ids) or ids.dim()!=2 or ids.is_floating_point(): raise PlasticityError(f"a batch of task {name!r} holds no token ids [rows, tokens]: give input_ids as a LongTensor")
     mask = torch.ones_like(ids) if mask is None else mask
     if mask.shape!=ids.shape or (mask[:,1:]>mask[:,:-1]).any() or not mask[:,:2].all(): raise PlasticityError(f"the rows of task {name!r} are not padded on the right: set tokenizer.padding_side='right', and give rows of at least two tokens")
@@ -454,7 +456,7 @@ def check(self:StressProtocolConfig)->StressProtocolConfig: # itself
     for n in ('protocol_type','experiment_name'):
         if not isinstance(v := getattr(self, n), str | None): raise PlasticityError(f"{n} {v!r} is no name: give it as text")
     for n,kind in dict(tasks=str, seeds=int).items():
-        v = getattr(self, n); v = tuple(v) if isinstance(v, (list, tuple, range)) else (v,)
+        v = getattr(self, n); v = tuple(v) if isinstance(v, (list, tuple, range)) else (v,) if n=='tasks' else ()
         if not v or any(not isinstance(x, kind) or isinstance(x, bool) for x in v) or len(set(v))<len(v): raise PlasticityError(f"{n} {v!r} cannot be used: give {'names' if kind is str else 'whole numbers'}, at least one, each once")
         setattr(self, n, v)
     if min(self.seeds)<0 or max(self.seeds)>10**9: raise PlasticityError(f"seeds {self.seeds} are not all from 0 to a billion: give for instance (0, 1, 2)")
@@ -866,7 +868,7 @@ def findings(self:StressReport)->list: # of sentences
 def lines(self:StressReport)->list: # of sentences
     "What was done, and how sure it is."
     n = len(self['seeds'])
-    sure = f"means and 95 % bootstrap intervals over {n} seeds"+(' (of three: from the lowest to the highest)' if n==LEAST else '') if n>=LEAST else f"means over {n} seed{'s'*(n>1)} without intervals, which need {LEAST}: no difference counts yet"
+    sure = f"means over {n} seed{'s'*(n>1)}; " + ('in brackets '+interval_words(n) if n>=LEAST else f'{interval_words(n)}: no difference counts yet')
     return [f"{self['protocol_type']} of {self['model']} with {', '.join(self['tasks'])}: {self['cycles']} cycle{'s'*(self['cycles']>1)}, lessons of {self['recovery_steps']} steps of {self['recovery_batch_size']} rows at a learning rate of {self['recovery_learning_rate']:g}, {self['fine_tuning_fn'] or 'learn'}; NLL in nats per token that matters, held-out rows; {sure}."]
 
 # %% ../../nbs/tracking/03_stress_protocols.ipynb #ec8de5ec
