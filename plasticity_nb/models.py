@@ -7,7 +7,7 @@ __all__ = ['SMOLLM2', 'SMOLLM2_GGUF', 'lay_out', 'LM', 'as_lm', 'cache_of', 'cac
            'load_options', 'quiet_bars', 'explain_load_error', 'load_folder', 'load_gguf', 'fetch_smollm2', 'load_lm']
 
 # %% ../nbs/01_models.ipynb #c2f4ed9c
-import json, os, shutil, tempfile, zipfile
+import json, logging, os, shutil, tempfile, zipfile
 from contextlib import contextmanager
 from functools import cached_property
 from inspect import signature
@@ -140,9 +140,17 @@ def load_options(
         if not getattr(getattr(torch, dtype, None), 'is_floating_point', False): raise PlasticityError(f"dtype={dtype!r} is not a torch type: use float32, bfloat16 or float16")
         dtype = getattr(torch, dtype)
     opts = dict(dtype=dtype or (torch.float32 if device.type=='cpu' else 'auto'), device_map={'': device})
+    if quantize: _meet_bitsandbytes()
     if quantize: opts['quantization_config'] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
         bnb_4bit_use_double_quant=double_quant, bnb_4bit_compute_dtype=dtype or (torch.float32 if device.type=='cpu' else torch.bfloat16))
     return opts
+
+def _meet_bitsandbytes():
+    "Import it without its complaint, on processors with AVX-512 bf16, that a kernel is missing: an `LM` would not use that."
+    log = logging.getLogger('bitsandbytes'); was = log.level
+    log.setLevel(logging.ERROR)
+    try: import bitsandbytes
+    finally: log.setLevel(was)
 
 # %% ../nbs/01_models.ipynb #c5755441
 @contextmanager
