@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..errors import PlasticityError
 from ..fetch import cache_dir
-from ..runs import _damaged_name, plain, _rename_free
+from ..runs import _damaged_name, _rename_free, plain
 
 # %% ../../nbs/cycle/05_memory.ipynb #079f44e6
 @dataclass

@@ -456,8 +456,8 @@ def check(self:StressProtocolConfig)->StressProtocolConfig: # itself
     for n in ('protocol_type','experiment_name'):
         if not isinstance(v := getattr(self, n), str | None): raise PlasticityError(f"{n} {v!r} is no name: give it as text")
     for n,kind in dict(tasks=str, seeds=int).items():
-        v = getattr(self, n); v = tuple(v) if isinstance(v, (list, tuple, range)) else (v,) if n=='tasks' else ()
-        if not v or any(not isinstance(x, kind) or isinstance(x, bool) for x in v) or len(set(v))<len(v): raise PlasticityError(f"{n} {v!r} cannot be used: give {'names' if kind is str else 'whole numbers'}, at least one, each once")
+        given = getattr(self, n); v = tuple(given) if isinstance(given, (list, tuple, range)) else (given,) if n=='tasks' else ()
+        if not v or any(not isinstance(x, kind) or isinstance(x, bool) for x in v) or len(set(v))<len(v): raise PlasticityError(f"{n} {given!r} cannot be used: give {'names' if kind is str else 'whole numbers'}, at least one, each once")
         setattr(self, n, v)
     if min(self.seeds)<0 or max(self.seeds)>10**9: raise PlasticityError(f"seeds {self.seeds} are not all from 0 to a billion: give for instance (0, 1, 2)")
     for n,least in dict(cycles=1, recovery_steps=1, recovery_batch_size=1, looks=1, block_len=8, train_rows=1).items():

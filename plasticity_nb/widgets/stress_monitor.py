@@ -542,9 +542,11 @@ def set(self:StressMonitor,
 def _set(self:StressMonitor, controls):
     for name,v in controls.items():
         w = getattr(self, name)
+        outside = lambda: PlasticityError(f"{name} {v} is outside {w.min:g}...{w.max:g}: it stays as it was")
+        if hasattr(w, 'max') and v!=v: raise outside() # not a number, which must not reach a browser
         try: w.value = v
         except traitlets.TraitError as e: raise PlasticityError(f"{name} cannot be {v!r}: choose among {', '.join(str(o) for o in w.options)}" if hasattr(w, 'options') else f"{name} cannot be {v!r}: {e}") from e
-        if hasattr(w, 'max') and w.value!=v or v!=v: raise PlasticityError(f"{name} {v} is outside {w.min:g}...{w.max:g}: it stays as it was")
+        if hasattr(w, 'max') and w.value!=v: raise outside()
 
 @patch
 def chosen(self:StressMonitor)->RCGConfig:
