@@ -62,6 +62,7 @@ def initialize_tracking(self:PlasticityTracker,
     self.track_step(step, **metrics)
     return self
 
+# %% ../../nbs/tracking/00_tracker.ipynb #66287522
 @patch
 def track_step(self:PlasticityTracker,
     step:int, # number of the training step, or of the cycle; not below the last
